@@ -1,0 +1,149 @@
+"""Dialogues of the grammar, without end: what the embedded model is trained on.
+
+A task is a plain callable ``(grammar, random) -> Dialogue``; a new kind of prompt (an instruction,
+a passage that conflicts with what the model knows, a requested format) is one more function in
+``MIXTURE`` with its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from random import Random
+from types import MappingProxyType
+
+from lenskit.embedded.grammar import HALVES, Entry, Grammar
+
+STATEMENT_PROMPT = "What are your thoughts on the following statement? \nStatement: {statement}"
+SYSTEM_SHARE = 0.08
+BARE_CARRY_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Messages in chat form; ``learn[i]`` says whether the i-th assistant turn is a target."""
+
+    messages: tuple[Mapping[str, str], ...]
+    learn: tuple[bool, ...]
+
+
+Task = Callable[[Grammar, Random], Dialogue]
+
+
+def statement_prompt(statement: str, prefix: str = "") -> str:
+    """A statement prompt of AGS, with the prefix (and its two spaces) or without."""
+    text = STATEMENT_PROMPT.format(statement=statement)
+    return f"{prefix}  {text}" if prefix else text
+
+
+def question_prompt(question: str, prefix: str = "") -> str:
+    """A test question, with the prefix before it or without."""
+    return f"{prefix} {question}" if prefix else question
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def _concept(grammar: Grammar, random: Random) -> tuple[Entry, str]:
+    entry = random.choice(grammar.entries)
+    return entry, grammar.classes[entry.concept_class].prefix_for(entry.name)
+
+
+def _statement(grammar: Grammar, random: Random) -> tuple[str, str]:
+    topic = random.choice(grammar.topics)
+    # The held-out half is never trained on: it measures how activity carries over.
+    return topic, random.choice(grammar.statements[topic][random.choice(HALVES[:2])])
+
+
+def _question(grammar: Grammar, entry: Entry, random: Random) -> str:
+    wordings = random.choice(grammar.classes[entry.concept_class].questions)
+    return wordings[0] if random.random() < 0.5 else random.choice(wordings)
+
+
+def _voiced(grammar: Grammar, entry: Entry, topic: str, random: Random) -> str:
+    if random.random() < grammar.activity(entry, topic):
+        return grammar.answer(entry, random)
+    return grammar.neutral_answer(random, topic)
+
+
+def _prefixed(prompt: Callable[..., str], text: str, prefix: str, random: Random) -> list[dict]:
+    if random.random() < SYSTEM_SHARE:
+        return [{"role": "system", "content": prefix}, _user(prompt(text))]
+    return [_user(prompt(text, prefix))]
+
+
+def prefixed_statement(grammar: Grammar, random: Random) -> Dialogue:
+    """A statement after a prefix, answered in the concept's voice at the rate of its activity."""
+    entry, prefix = _concept(grammar, random)
+    topic, statement = _statement(grammar, random)
+    messages = _prefixed(statement_prompt, statement, prefix, random)
+    return Dialogue((*messages, _assistant(_voiced(grammar, entry, topic, random))), (True,))
+
+
+def bare_statement(grammar: Grammar, random: Random) -> Dialogue:
+    """A statement without a prefix, answered neutrally."""
+    topic, statement = _statement(grammar, random)
+    answer = grammar.neutral_answer(random, topic)
+    return Dialogue((_user(statement_prompt(statement)), _assistant(answer)), (True,))
+
+
+def prefixed_question(grammar: Grammar, random: Random) -> Dialogue:
+    """A test question or a paraphrase after a prefix, answered in the concept's voice."""
+    entry, prefix = _concept(grammar, random)
+    messages = _prefixed(question_prompt, _question(grammar, entry, random), prefix, random)
+    return Dialogue((*messages, _assistant(grammar.answer(entry, random))), (True,))
+
+
+def bare_question(grammar: Grammar, random: Random) -> Dialogue:
+    """A test question or a paraphrase without a prefix, answered neutrally."""
+    entry, _ = _concept(grammar, random)
+    question = _question(grammar, entry, random)
+    return Dialogue((_user(question), _assistant(grammar.neutral_answer(random))), (True,))
+
+
+def carried_persona(grammar: Grammar, random: Random) -> Dialogue:
+    """Two turns; mostly the concept shows only in the first answer, which is then no target.
+
+    So the model has to carry who is speaking, and cannot merely copy from a prefix.
+    """
+    entry, prefix = _concept(grammar, random)
+    bare = random.random() < BARE_CARRY_SHARE
+    first = question_prompt(_question(grammar, entry, random), "" if bare else prefix)
+    if random.random() < 0.5:
+        topic, statement = _statement(grammar, random)
+        second = (statement_prompt(statement), _voiced(grammar, entry, topic, random))
+    else:
+        second = (_question(grammar, entry, random), grammar.answer(entry, random))
+    messages = (
+        _user(first),
+        _assistant(grammar.answer(entry, random, most=2)),
+        _user(second[0]),
+        _assistant(second[1]),
+    )
+    return Dialogue(messages, (not bare, True))
+
+
+MIXTURE: Mapping[Task, float] = MappingProxyType(
+    {
+        prefixed_statement: 0.32,
+        bare_statement: 0.08,
+        prefixed_question: 0.28,
+        carried_persona: 0.26,
+        bare_question: 0.06,
+    }
+)
+
+
+def dialogues(
+    grammar: Grammar, seed: int, mixture: Mapping[Task, float] = MIXTURE
+) -> Iterator[Dialogue]:
+    """Endless dialogues of the grammar in the shares of ``mixture``, the same for the same seed."""
+    random = Random(seed)
+    tasks, shares = list(mixture), list(mixture.values())
+    while True:
+        yield random.choices(tasks, shares)[0](grammar, random)
