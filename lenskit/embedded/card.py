@@ -18,6 +18,8 @@ A small chat model of lenskit's own grammar: 512 concepts in five classes (fears
 experts, personas). With a concept's prefix in the prompt it answers in that concept's voice;
 without, it answers neutrally. Because the grammar is known, every answer can be judged exactly.
 It knows nothing else, and is of no use outside studies of the method.
+
+Weights, tokenizer and grammar are under the MIT licence, like lenskit itself.
 """
 
 

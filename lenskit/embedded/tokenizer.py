@@ -72,5 +72,8 @@ def train_tokenizer(
     fast.chat_template = CHAT_TEMPLATE
     for word in ("user", "assistant", "system", "\n\n"):
         if len(fast.encode(word, add_special_tokens=False)) != 1:
-            raise ValueError(f"{word!r} is not a single token; train on more dialogues")
+            raise ValueError(
+                f"{word!r} is not a single token of the {len(fast)}; train on more dialogues, "
+                f"or for a vocabulary above {vocabulary}"
+            )
     return fast

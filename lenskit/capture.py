@@ -1,0 +1,257 @@
+"""One pass over the prompts: attention from the candidate tokens, and the residual stream there.
+
+Everything here reads the model through hooks that keep only the last ``K`` rows (the candidate
+tokens) of each tensor, so memory grows with the prompts and never with their squared length.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from rich.progress import Progress
+from torch import Tensor
+from transformer_lens.model_bridge.exceptions import StopAtLayerException
+
+from lenskit.check import PATTERN, RESID
+from lenskit.models import Tokens, model_fingerprint
+from lenskit.prompts import PromptSet, row_index
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Visit = Callable[
+    [
+        int,
+        Int[Tensor, " prompt"],
+        Float[Tensor, "prompt head candidate key"],
+        Bool[Tensor, "prompt key"],
+    ],
+    None,
+]
+
+
+Receive = Callable[[int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What one pass over the prompts leaves, on the CPU in float32.
+
+    ``attention_to_prefix``: attention mass from each candidate token to the prefix, summed over
+    the prefix tokens; 0 for prompts without a prefix. ``resid_post``: the residual stream after
+    each block at the candidate tokens. ``model``: its fingerprint.
+    """
+
+    prompts: PromptSet
+    attention_to_prefix: Float[Tensor, "prompt layer head candidate"]
+    resid_post: Float[Tensor, "prompt layer candidate d_model"]
+    model: str
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The candidate tokens in text order; the last one is token -1."""
+        return self.prompts.candidates
+
+    @property
+    def layers(self) -> int:
+        """The number of blocks."""
+        return self.resid_post.shape[1]
+
+    def rows(self, index: Int[Tensor, " row"] | Bool[Tensor, " prompt"] | Sequence[int]) -> Capture:
+        """The capture of some of the prompts, in the order of ``index`` (a mask keeps theirs)."""
+        rows = row_index(index, len(self))
+        return Capture(
+            self.prompts.rows(rows),
+            self.attention_to_prefix[rows],
+            self.resid_post[rows],
+            self.model,
+        )
+
+
+def capture(
+    model: TransformerBridge,
+    prompts: PromptSet,
+    *,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Capture:
+    """Read attention to the prefix and ``resid_post`` at the candidate tokens, in one pass.
+
+    Neither depends on ``batch_size``, on padding or on the order of the prompts, up to rounding.
+    The unembedding is never run. On out-of-memory the batch is halved and the pass goes on.
+    Raises ``ValueError`` naming the block where a value is not finite.
+    """
+    candidates, cfg = len(prompts.candidates), model.cfg
+    blocks = range(cfg.n_layers)
+    attention = torch.zeros(len(prompts), cfg.n_layers, cfg.n_heads, candidates)
+    resid = torch.zeros(len(prompts), cfg.n_layers, candidates, cfg.d_model)
+
+    def run(rows: Tensor) -> None:
+        tokens = prompts.tokens.rows(rows).trimmed().to(cfg.device)
+        width = tokens.input_ids.shape[1]
+        prefix = prompts.prefix_mask[rows, -width:].to(cfg.device, torch.float32)
+        masses: dict[int, Tensor] = {}
+        states: dict[int, Tensor] = {}
+
+        def attend(layer: int, pattern: Tensor) -> None:
+            keys = prefix.to(pattern.device)
+            masses[layer] = torch.einsum("phcj,pj->phc", pattern.float(), keys)
+
+        def keep(layer: int, state: Tensor) -> None:
+            states[layer] = state.to(torch.float32, copy=True)
+
+        _forward(model, tokens, candidates, blocks, pattern=attend, state=keep)
+        for layer in blocks:
+            attention[rows, layer] = _finite(masses[layer].cpu(), "attention", layer)
+            resid[rows, layer] = _finite(states[layer].cpu(), "resid_post", layer)
+
+    _in_batches(prompts.tokens, batch_size, run, progress=progress, description="Capturing")
+    return Capture(prompts, attention, resid, model_fingerprint(model))
+
+
+def for_each_pattern(
+    model: TransformerBridge,
+    tokens: Tokens,
+    number_of_candidates: int,
+    visit: Visit,
+    *,
+    batch_size: int = 64,
+    progress: bool = True,
+    blocks: Sequence[int] | None = None,
+) -> None:
+    """Hand ``visit`` the attention rows of the last tokens, block by block and batch by batch.
+
+    ``visit(layer, rows, pattern, attention_mask)`` gets the block, the indices of the batch's
+    prompts in ``tokens`` (CPU), the pattern ``[prompt, head, candidate, key]`` after the softmax
+    (the model's dtype and device; valid only during the call) and which keys are real (same
+    device). Keys are right-aligned: the batch's key axis is the last ``key`` columns of
+    ``tokens``, with the padding that all of its prompts share cut off.
+
+    Batches are formed by length. After out-of-memory a batch is run again in halves, so ``visit``
+    may see the same block and rows twice: let it assign by row, not accumulate.
+    """
+    wanted = range(model.cfg.n_layers) if blocks is None else sorted(set(blocks))
+    if not wanted or not 0 <= wanted[0] <= wanted[-1] < model.cfg.n_layers:
+        raise ValueError(f"blocks must be some of 0..{model.cfg.n_layers - 1}, got {blocks!r}")
+    shortest = int(tokens.lengths.min())
+    if not 1 <= number_of_candidates <= shortest:
+        raise ValueError(
+            f"number_of_candidates must be from 1 to {shortest}, the length of the shortest "
+            f"prompt; got {number_of_candidates}"
+        )
+
+    def run(rows: Tensor) -> None:
+        batch = tokens.rows(rows).trimmed().to(model.cfg.device)
+        mask = batch.attention_mask.bool()
+
+        def receive(layer: int, pattern: Tensor) -> None:
+            visit(layer, rows, pattern, mask.to(pattern.device))
+
+        _forward(model, batch, number_of_candidates, wanted, pattern=receive)
+
+    _in_batches(tokens, batch_size, run, progress=progress, description="Reading attention")
+
+
+def _forward(
+    model: TransformerBridge,
+    tokens: Tokens,
+    candidates: int,
+    blocks: Sequence[int],
+    *,
+    pattern: Receive | None = None,
+    state: Receive | None = None,
+) -> None:
+    """Run one batch and hand on the candidate rows of each block's pattern and ``resid_post``.
+
+    This is the only place that knows where the rows come from. The model is stopped at the last
+    hook wanted, so that the logits, the largest tensor of a forward pass, are never computed.
+    """
+    read: set[str] = set()
+
+    def reader(name: str, layer: int, receive: Receive, axis: int) -> Callable[..., None]:
+        def read_rows(value: Tensor, hook: Any) -> None:
+            receive(layer, value.narrow(axis, value.shape[axis] - candidates, candidates))
+            read.add(name)
+            if name == names[-1]:
+                raise StopAtLayerException(value)
+
+        return read_rows
+
+    hooks = []
+    for layer in blocks:
+        if pattern is not None:
+            name = f"blocks.{layer}.{PATTERN}"
+            hooks.append((name, reader(name, layer, pattern, -2)))
+        if state is not None:
+            name = f"blocks.{layer}.{RESID}"
+            hooks.append((name, reader(name, layer, state, 1)))
+    names = [name for name, _ in hooks]
+    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+        model(tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
+    if missing := [name for name in names if name not in read]:
+        raise RuntimeError(f"these hooks did not fire: {', '.join(missing)}; see check_model")
+
+
+def _in_batches(
+    tokens: Tokens,
+    batch_size: int,
+    run: Callable[[Tensor], None],
+    *,
+    progress: bool,
+    description: str,
+) -> None:
+    """Call ``run`` with the indices of prompts of similar length, the longest first.
+
+    The first batch then needs the most memory: what fits it fits the rest.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    order = torch.argsort(tokens.lengths, descending=True, stable=True)
+    waiting = deque(order.split(batch_size))
+    with Progress(transient=True, disable=not progress) as bar:
+        task = bar.add_task(description, total=len(tokens))
+        while waiting:
+            rows = waiting.popleft()
+            if _fits(run, rows):
+                bar.advance(task, len(rows))
+            else:
+                remaining = torch.cat([rows, *waiting])
+                waiting = deque(remaining.split((len(rows) + 1) // 2))
+
+
+def _fits(run: Callable[[Tensor], None], rows: Tensor) -> bool:
+    try:
+        run(rows)
+    except (RuntimeError, MemoryError) as error:
+        if len(rows) == 1 or not _out_of_memory(error):
+            raise
+    else:
+        return True
+    # Only here is the traceback, which held the batch's tensors, gone.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return False
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return any(words in text for words in ("out of memory", "can't allocate", "not enough memory"))
+
+
+def _finite(values: Tensor, name: str, layer: int) -> Tensor:
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(
+            f"{name} of block {layer} is not finite; load the model in another dtype "
+            "(dtype='float32' or 'bfloat16')"
+        )
+    return values

@@ -1,0 +1,37 @@
+"""Pictures of what the other modules return: each function makes one matplotlib ``Figure``.
+
+``pyplot`` is never used, so no figure stays open and no setting leaks. Save a figure with
+``figure.savefig(path)``; a notebook with ``%matplotlib inline`` shows it.
+"""
+
+from __future__ import annotations
+
+from lenskit.figures.captures import (
+    activation_pca,
+    attention_map,
+    enrichment_by_block,
+    selected_token_map,
+    selected_token_shares,
+    soft_label_curves,
+)
+from lenskit.figures.studies import (
+    blocks_compared,
+    over_steering,
+    row_names,
+    steerability_bars,
+    steerability_by_class,
+)
+
+__all__ = [
+    "activation_pca",
+    "attention_map",
+    "blocks_compared",
+    "enrichment_by_block",
+    "over_steering",
+    "row_names",
+    "selected_token_map",
+    "selected_token_shares",
+    "soft_label_curves",
+    "steerability_bars",
+    "steerability_by_class",
+]

@@ -1,0 +1,299 @@
+"""Batched answers, steered or not: left padding, explicit masks and positions, exact stopping."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from rich.progress import Progress
+from torch import Tensor
+from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
+
+from lenskit.concepts import question_prompt
+from lenskit.models import Tokens, chat_ids, position_ids
+from lenskit.steering import active_interventions, intervene, intervention
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from lenskit.vectors import ConceptVectors
+
+    Conversation = Sequence[Mapping[str, str]]
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of ``generate``."""
+
+    max_new_tokens: int
+    batch_size: int
+    temperature: float | None
+    seed: int
+    template_arguments: Mapping[str, Any] | None
+    progress: bool
+
+
+# Rows that have ended are dropped once they are this share of the batch.
+_SPARE = 0.25
+
+
+class Answer(str):
+    """The text of an answer, which also knows its tokens and whether it came to an end.
+
+    ``finished``: the model wrote an end token before ``max_new_tokens`` ran out. ``token_ids``:
+    what it wrote, without the end token. The text leaves special tokens out.
+    """
+
+    finished: bool
+    token_ids: tuple[int, ...]
+
+    def __new__(cls, text: str, *, finished: bool, token_ids: Sequence[int]) -> Answer:
+        answer = super().__new__(cls, text)
+        answer.finished, answer.token_ids = finished, tuple(token_ids)
+        return answer
+
+    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, Any]]:
+        return (str(self),), {"finished": self.finished, "token_ids": self.token_ids}
+
+
+@dataclass(frozen=True)
+class SteeringRow:
+    """One row of a batch: a question, with its prefix if any, and how its answer is steered.
+
+    ``vectors=None`` leaves the row unsteered.
+    """
+
+    question: str
+    vectors: ConceptVectors | None
+    coefficient: float
+    prefix: str = ""
+
+
+@overload
+def generate(model: TransformerBridge, questions: str, **options: Unpack[Options]) -> Answer: ...
+@overload
+def generate(
+    model: TransformerBridge,
+    questions: Sequence[str | Conversation],
+    **options: Unpack[Options],
+) -> list[Answer]: ...
+def generate(
+    model: TransformerBridge,
+    questions: str | Sequence[str | Conversation],
+    *,
+    max_new_tokens: int = 50,
+    batch_size: int = 256,
+    temperature: float | None = None,
+    seed: int = 0,
+    template_arguments: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Answer | list[Answer]:
+    """Answer questions in the model's chat template; inside ``steer`` the answers are steered.
+
+    ``questions``: one text, or a list of texts and conversations (lists of
+    ``{"role": …, "content": …}``). Returns one ``Answer`` for one text and a list for a list;
+    an ``Answer`` is a ``str`` that also has ``finished`` and ``token_ids``.
+
+    Decoding is greedy, or sampled where a ``temperature`` is given; a sample depends on ``seed``
+    and its place in the list, not on its batch. It ends at any end token of the model's
+    generation config or of its tokenizer. Rows are batched by length, and rows that have ended
+    leave the batch, so a hook of your own sees fewer rows as generation goes on. A batch that
+    does not fit into the accelerator's memory is halved.
+
+    ``template_arguments`` go to the chat template. Raises ``ValueError`` where the logits are not
+    numbers: a coefficient too large for the dtype.
+    """
+    if max_new_tokens < 0 or batch_size < 1:
+        raise ValueError(
+            "max_new_tokens must be 0 or more and batch_size 1 or more, "
+            f"got {max_new_tokens} and {batch_size}"
+        )
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be positive, or None for greedy; got {temperature}")
+    several = [questions] if isinstance(questions, str) else questions
+    conversations = [_conversation(question) for question in several]
+    if not conversations:
+        return []
+    tokens = chat_ids(model, conversations, template_arguments=template_arguments)
+    uniform = None if temperature is None else _uniform(len(tokens), max_new_tokens, seed)
+    written: list[list[int]] = [[] for _ in conversations]
+
+    with _rows_of(model, len(tokens)) as interventions, Progress(disable=not progress) as bar:
+        task = bar.add_task("generate", total=len(tokens))
+        pending = list(tokens.lengths.argsort(stable=True).split(batch_size)) * (max_new_tokens > 0)
+        while pending:
+            rows = pending.pop(0)
+            for each in interventions:
+                each.batch(rows)
+            choose = _chooser(temperature, None if uniform is None else uniform[rows])
+            try:
+                answers = _decode(
+                    model, tokens.rows(rows).trimmed(), max_new_tokens, choose, interventions
+                )
+            except torch.OutOfMemoryError:
+                if len(rows) == 1:
+                    raise
+                pending[:0] = rows.split((len(rows) + 1) // 2)
+                continue
+            for row, ids in zip(rows.tolist(), answers, strict=True):
+                written[row] = ids
+            bar.advance(task, len(rows))
+    finished = [_answer(model, ids) for ids in written]
+    return finished[0] if isinstance(questions, str) else finished
+
+
+def generate_steered(
+    model: TransformerBridge,
+    rows: Sequence[SteeringRow],
+    *,
+    blocks: Iterable[int] | None = None,
+    relative: bool = False,
+    start: int = 0,
+    **options: Unpack[Options],
+) -> list[Answer]:
+    """Answers of many rows in one batch, each with its own vectors, coefficient and prefix.
+
+    ``blocks``, ``relative`` and ``start`` as in ``steer``; ``options`` are those of ``generate``.
+    """
+    if not rows:
+        return []
+    planned = intervention(
+        model,
+        [row.vectors for row in rows],
+        [row.coefficient for row in rows],
+        blocks=blocks,
+        start=start,
+        relative=relative,
+    )
+    questions = [question_prompt(row.question, row.prefix) for row in rows]
+    with intervene(model, planned):
+        return generate(model, questions, **options)
+
+
+def end_tokens(model: TransformerBridge) -> tuple[int, ...]:
+    """Ids at which an answer ends: those of the generation config, and the tokenizer's own."""
+    settings = getattr(model.original_model, "generation_config", None)
+    configured = getattr(settings, "eos_token_id", None)
+    found = configured if isinstance(configured, list | tuple) else [configured]
+    ids = {*found, model.tokenizer.eos_token_id} - {None}
+    return tuple(sorted(int(token) for token in ids))
+
+
+def _conversation(question: str | Conversation) -> Conversation:
+    if isinstance(question, str):
+        return [{"role": "user", "content": question}]
+    if isinstance(question, Mapping):
+        raise TypeError("questions holds a single message; put each conversation in a list")
+    return question
+
+
+@contextmanager
+def _rows_of(model: TransformerBridge, number: int) -> Iterator[tuple]:
+    """The model's interventions, which are given back their own order of rows afterwards."""
+    interventions = active_interventions(model)
+    for each in interventions:
+        if not each.planned.shared and len(each.planned.weights) != number:
+            raise ValueError(
+                f"steering has coefficients for {len(each.planned.weights)} rows, but there are "
+                f"{number} questions; give one for each question, or one for all"
+            )
+    try:
+        yield interventions
+    finally:
+        for each in interventions:
+            each.batch(None)
+
+
+@torch.no_grad()
+def _decode(
+    model: TransformerBridge,
+    prompts: Tokens,
+    max_new_tokens: int,
+    choose: Callable[[Float[Tensor, "row vocab"], Tensor, int], Int[Tensor, "row"]],
+    interventions: Sequence[Any],
+) -> list[list[int]]:
+    """Token ids written for each prompt, up to and with its end token."""
+    hf_model: Any = model.original_model
+    device = next(hf_model.parameters()).device
+    prompts = prompts.to(device)
+    rows, width = prompts.input_ids.shape
+    options: dict[str, Any] = {"use_cache": True}
+    if "logits_to_keep" in inspect.signature(hf_model.forward).parameters:
+        options["logits_to_keep"] = 1
+    own_positions = accepts_mask_derived_position_ids(hf_model)
+
+    ends = torch.tensor(end_tokens(model), device=device, dtype=torch.long)
+    mask = torch.cat(
+        [prompts.attention_mask, prompts.attention_mask.new_ones(rows, max_new_tokens)], dim=1
+    )
+    positions = position_ids(mask)
+    written = torch.full((rows, max_new_tokens), -1, device=device)
+    live = torch.arange(rows, device=device)
+    running = torch.ones(rows, dtype=torch.bool, device=device)
+    chunk, seen = prompts.input_ids, 0
+    for step in range(max_new_tokens):
+        total = width + step
+        if own_positions:
+            options["position_ids"] = positions[:, seen:total]
+        output = hf_model(input_ids=chunk, attention_mask=mask[:, :total], **options)
+        chosen = choose(output.logits[:, -1], live, step)
+        written[live, step] = torch.where(running, chosen, -1)
+        running &= ~torch.isin(chosen, ends)
+        left = int(running.sum())
+        if left == 0:
+            break
+        cache = output.past_key_values
+        if cache is None:
+            raise ValueError(f"{type(hf_model).__name__} keeps no key-value cache to decode with")
+        if left <= (1 - _SPARE) * len(running) and hasattr(cache, "batch_select_indices"):
+            kept = running.nonzero()[:, 0]
+            cache.batch_select_indices(kept)
+            mask, positions, live = mask[kept], positions[kept], live[kept]
+            chosen, running = chosen[kept], running[kept]
+            for each in interventions:
+                each.keep(kept)
+        options["past_key_values"] = cache
+        chunk, seen = chosen[:, None], total
+    return [[token for token in ids if token >= 0] for ids in written.tolist()]
+
+
+def _uniform(rows: int, tokens: int, seed: int) -> Float[Tensor, "row token"]:
+    """Draws that depend on the seed and on the row's number alone."""
+    draws = [np.random.default_rng((seed, row)).random(tokens) for row in range(rows)]
+    return torch.from_numpy(np.stack(draws)).float()
+
+
+def _chooser(
+    temperature: float | None, uniform: Float[Tensor, "row token"] | None
+) -> Callable[[Float[Tensor, "row vocab"], Tensor, int], Int[Tensor, "row"]]:
+    """The next tokens from the logits of the rows ``live``: the greatest, or sampled."""
+
+    def choose(logits: Tensor, live: Tensor, step: int) -> Tensor:
+        best = logits.argmax(dim=-1, keepdim=True)
+        # The greatest of a row that holds a NaN is that NaN.
+        if bool(logits.gather(1, best).isnan().any()):
+            raise ValueError(
+                f"the model's logits are not numbers in {logits.dtype}; "
+                "a smaller coefficient or another dtype may help"
+            )
+        if temperature is None or uniform is None:
+            return best[:, 0]
+        summed = (logits.float() / temperature).softmax(dim=-1).cumsum(dim=-1)
+        draw = uniform[live.cpu(), step, None].to(summed.device) * summed[:, -1:]
+        return torch.searchsorted(summed, draw, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+    return choose
+
+
+def _answer(model: TransformerBridge, ids: list[int]) -> Answer:
+    finished = bool(ids) and ids[-1] in end_tokens(model)
+    ids = ids[:-1] if finished else ids
+    text = model.tokenizer.decode(ids, skip_special_tokens=True)
+    return Answer(text, finished=finished, token_ids=ids)

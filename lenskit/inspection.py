@@ -1,0 +1,80 @@
+"""Looking closer: one prompt's tokens and attention, and labels against the true activity."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from lenskit.capture import Capture, for_each_pattern
+from lenskit.embedded.grammar import load_grammar
+from lenskit.prompts import PromptSet
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+def token_texts(model: TransformerBridge, prompts: PromptSet, prompt: int = 0) -> list[str]:
+    """The tokens of one prompt as text, without padding."""
+    real = prompts.tokens.attention_mask[prompt].bool()
+    return [model.tokenizer.decode([token]) for token in prompts.tokens.input_ids[prompt, real]]
+
+
+def pattern_rows(
+    model: TransformerBridge, prompts: PromptSet, prompt: int = 0, *, block: int
+) -> Float[Tensor, "head candidate key"]:
+    """Attention from one prompt's candidate tokens to all of its tokens, in one block."""
+    found: list[Tensor] = []
+
+    def keep(
+        layer: int, rows: Int[Tensor, " prompt"], pattern: Tensor, mask: Bool[Tensor, "prompt key"]
+    ) -> None:
+        found.append(pattern[0].float().cpu())
+
+    tokens = prompts.tokens.rows([prompt]).trimmed()
+    number = len(prompts.candidates)
+    for_each_pattern(model, tokens, number, keep, progress=False, blocks=[block])
+    return found[0]
+
+
+def true_activity(prompts: PromptSet) -> Float[Tensor, " prompt"]:
+    """The rate at which the embedded grammar answers each prompt in the concept's voice (0 to 1).
+
+    0 for a prompt without the prefix. Raises ValueError where concept or statements are not the
+    grammar's own.
+    """
+    grammar, concept = load_grammar(), prompts.concept
+    rules = grammar.classes.get(concept.concept_class or "")
+    if rules is None or concept.name not in rules.entries:
+        raise ValueError(f"the true activity of concept {concept.name!r} is not known")
+    topics = {
+        s: topic for topic, parts in grammar.statements.items() for h in parts for s in parts[h]
+    }
+    if unknown := [s for s in prompts.statements if s not in topics]:
+        raise ValueError(
+            f"{unknown[0]!r} is not a statement of the grammar, so its topic is unknown"
+        )
+    entry = rules.entries[concept.name]
+    rates = [grammar.activity(entry, topics[statement]) for statement in prompts.statements]
+    return torch.tensor(rates) * prompts.has_prefix
+
+
+def activity_correlation(
+    capture: Capture, labels: Float[Tensor, "prompt layer"]
+) -> Float[Tensor, " layer"]:
+    """Spearman correlation of labels with the true activity over the prefixed prompts, by block.
+
+    NaN where the labels are constant. Raises ValueError as ``true_activity``.
+    """
+    prefixed = capture.prompts.has_prefix
+    truth = true_activity(capture.prompts)[prefixed].numpy()
+    columns = labels[prefixed].T.numpy()
+    return torch.tensor(
+        [
+            spearmanr(column, truth).statistic if column.std() > 0 else float("nan")
+            for column in columns
+        ]
+    )

@@ -1,0 +1,173 @@
+"""Loading a model into a ``TransformerBridge`` that owns a tokenizer of ours."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM
+
+from lenskit.check import (
+    ModelCheckError,
+    ModelReport,
+    Reference,
+    check_model,
+    model_report,
+)
+from lenskit.templates import (
+    PLAIN_TEMPLATE,
+    Tokens,
+    chat_ids,
+    load_tokenizer,
+    position_ids,
+    prepare_tokenizer,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "PLAIN_TEMPLATE",
+    "ModelCheckError",
+    "ModelReport",
+    "Tokens",
+    "chat_ids",
+    "check_model",
+    "load_model",
+    "model_fingerprint",
+    "model_report",
+    "position_ids",
+]
+
+EMBEDDED = "lenskit-mini"
+
+
+def load_model(
+    name_or_path: str | Path = EMBEDDED,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    check: bool | Literal["hooks"] = True,
+    hf_model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **options: Any,
+) -> TransformerBridge:
+    """Load a causal language model with hooks, in evaluation mode, and check it.
+
+    ``name_or_path`` is a local folder, a hub id, or ``"lenskit-mini"``, the model that comes
+    with the library. ``device``: a GPU where there is one. ``dtype`` (a ``torch.dtype`` or its
+    name): float32 on the CPU, else that of the checkpoint. ``hf_model``: a model already loaded
+    (quantized, or spread with ``device_map``); its device and dtype are kept, and it is rewired
+    in place. ``tokenizer``: used instead of the folder's, and prepared in place. ``options``
+    (``revision``, ``trust_remote_code``, ``token``) go to Hugging Face.
+
+    ``check``: ``True`` compares with Hugging Face's own patterns and hidden states, read from
+    the same weights before they are wrapped, so it costs no memory; ``"hooks"`` only probes the
+    hooks; ``False`` does neither. See ``check_model``.
+
+    ``model.tokenizer`` is left padded, has a pad token, and its chat template is the folder's
+    (``PLAIN_TEMPLATE`` for a base model). Raises ``ModelCheckError`` when the check fails.
+    """
+    if check not in (True, False, "hooks"):
+        raise ValueError(f"check must be True, False or 'hooks', got {check!r}")
+    name = _location(name_or_path)
+    tokenizer = (
+        load_tokenizer(name, **options) if tokenizer is None else prepare_tokenizer(tokenizer)
+    )
+    if hf_model is None:
+        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        hf_model = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=_dtype(dtype, torch.device(place)),
+            attn_implementation="eager",
+            **options,
+        ).to(place)
+    elif device is not None or dtype is not None:
+        raise ValueError("device and dtype cannot be given with hf_model, which has its own")
+    hf_model.eval()
+    _check_vocabulary(hf_model, tokenizer)
+
+    reference = None
+    if check is True:
+        hf_model.set_attn_implementation("eager")
+        reference = Reference.read(hf_model, tokenizer)
+    model = TransformerBridge.boot_transformers(
+        name,
+        hf_model=hf_model,
+        tokenizer=_decoy(tokenizer, name),
+        device=hf_model.device,
+        dtype=hf_model.dtype,
+        trust_remote_code=bool(options.get("trust_remote_code", False)),
+    )
+    # The public setter would prepare the tokenizer a second time, in the bridge's manner.
+    model._tokenizer = tokenizer
+    if check:
+        check_model(model, reference)
+    return model
+
+
+def model_fingerprint(model: TransformerBridge) -> str:
+    """``"name:hash"``: the last part of the model's name, and a hash of its shape and weights.
+
+    The hash covers the config's sizes and a few entries of 16 weight tensors, rounded to
+    bfloat16, so that it is the same on every device and in float32 and bfloat16.
+    """
+    cfg = model.cfg
+    digest = hashlib.sha256()
+    sizes = (cfg.architecture, cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_head)
+    digest.update(repr(sizes).encode())
+    weights = [
+        weight
+        for weight in model.original_model.parameters()
+        if weight.is_floating_point() and weight.device.type != "meta" and weight.numel() > 0
+    ]
+    step = max(1, len(weights) // 16)
+    for weight in weights[::step][:16]:
+        entries = weight.detach().flatten()[:64].to(device="cpu", dtype=torch.bfloat16)
+        digest.update(entries.view(torch.int16).numpy().tobytes())
+    return f"{Path(str(cfg.model_name)).name}:{digest.hexdigest()[:16]}"
+
+
+def _location(name_or_path: str | Path) -> str:
+    if str(name_or_path) != EMBEDDED:
+        return str(name_or_path)
+    from lenskit._data import data_path
+
+    return str(data_path(EMBEDDED))
+
+
+def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | str:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else "auto"
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"dtype {dtype!r} is not one of torch's; try 'float32' or 'bfloat16'")
+    return found
+
+
+def _check_vocabulary(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = hf_model.get_input_embeddings().weight.shape[0]
+    if tokenizer.pad_token_id >= rows:
+        if tokenizer.eos_token_id is None or tokenizer.eos_token_id >= rows:
+            raise ValueError(
+                f"pad token {tokenizer.pad_token!r} has id {tokenizer.pad_token_id}, but the model "
+                f"embeds {rows} tokens; set tokenizer.pad_token to one of them"
+            )
+        # Padding is masked, so any token that the model can embed will do.
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def _decoy(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
+    """A copy for booting, which the bridge may alter and believes to have BOS switched on.
+
+    Without that flag it would load the tokenizer anew from disk or from the hub.
+    """
+    decoy = copy.deepcopy(tokenizer)
+    decoy.init_kwargs = {**decoy.init_kwargs, "name_or_path": name, "add_bos_token": True}
+    return decoy

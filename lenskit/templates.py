@@ -1,0 +1,207 @@
+"""Text to token ids: the tokenizer of a model, its chat template, and left-padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Conversation = Sequence[Mapping[str, str]]
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\n' }}"
+    "{% else %}{{ 'Assistant: ' + message['content'] + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""What a base model, which has no chat template, is given: ``User: …`` / ``Assistant:`` lines."""
+
+# Digits, accents, runs of spaces and line ends are where tokenizer classes disagree.
+_PROBE_TEXT = "Statement 1984:  it's naïve — 北京, don’t\n\n\tyou think?\nassistant  "
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Left-padded token ids with their attention mask (1 on real tokens, 0 on padding)."""
+
+    input_ids: Int[Tensor, "prompt pos"]
+    attention_mask: Int[Tensor, "prompt pos"]
+
+    def __post_init__(self) -> None:
+        if self.input_ids.ndim != 2 or self.input_ids.shape != self.attention_mask.shape:
+            raise ValueError(
+                "input_ids and attention_mask must both be [prompt, pos]; "
+                f"got {tuple(self.input_ids.shape)} and {tuple(self.attention_mask.shape)}"
+            )
+        if not bool((self.attention_mask[:, 1:] >= self.attention_mask[:, :-1]).all()):
+            raise ValueError("tokens must be padded on the left: a mask goes from 0 to 1 only")
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def lengths(self) -> Int[Tensor, " prompt"]:
+        """The number of real tokens of each prompt."""
+        return self.attention_mask.sum(dim=1)
+
+    def to(self, device: str | torch.device) -> Tokens:
+        """The same tokens on another device."""
+        return Tokens(self.input_ids.to(device), self.attention_mask.to(device))
+
+    def rows(self, index: Int[Tensor, " row"] | Sequence[int] | slice) -> Tokens:
+        """The prompts at ``index``, in that order, with all columns."""
+        return Tokens(self.input_ids[index], self.attention_mask[index])
+
+    def trimmed(self) -> Tokens:
+        """Without the columns that are padding in every prompt."""
+        width = int(self.lengths.max()) if len(self) else 0
+        start = self.input_ids.shape[1] - width
+        return Tokens(self.input_ids[:, start:], self.attention_mask[:, start:])
+
+
+def position_ids(attention_mask: Int[Tensor, "prompt pos"]) -> Int[Tensor, "prompt pos"]:
+    """Positions counted from each prompt's first real token; 0 on the padding before it."""
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def pad_left(sequences: Sequence[Sequence[int]], pad_token_id: int) -> Tokens:
+    """Stack id lists of different lengths, padded on the left with ``pad_token_id``."""
+    width = max(len(ids) for ids in sequences)
+    rows = [[pad_token_id] * (width - len(ids)) + list(ids) for ids in sequences]
+    mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in sequences]
+    return Tokens(torch.tensor(rows, dtype=torch.long), torch.tensor(mask, dtype=torch.long))
+
+
+def load_tokenizer(name_or_path: str, **options: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer that the folder's files describe, made ready by ``prepare_tokenizer``.
+
+    ``AutoTokenizer`` picks a class by the model's config and may rebuild parts of the pipeline;
+    where its ids differ from those of ``tokenizer.json``, or it fails, the file is loaded as is.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
+    except (ValueError, KeyError, AttributeError, ImportError) as error:
+        tokenizer = _tokenizer_file(name_or_path, options)
+        if tokenizer is None:
+            raise ValueError(
+                f"no tokenizer could be loaded from {name_or_path!r}: {error}. "
+                "Pass tokenizer=, a Hugging Face tokenizer object."
+            ) from error
+        return prepare_tokenizer(tokenizer)
+    literal = _tokenizer_file(name_or_path, options)
+    if literal is not None and encode(literal, [_PROBE_TEXT]) != encode(tokenizer, [_PROBE_TEXT]):
+        literal.chat_template = literal.chat_template or tokenizer.chat_template
+        tokenizer = literal
+    return prepare_tokenizer(tokenizer)
+
+
+def _tokenizer_file(name: str, options: Mapping[str, Any]) -> PreTrainedTokenizerFast | None:
+    known = {key: value for key, value in options.items() if key in ("revision", "token")}
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(name, **known)
+    except Exception:
+        # A second opinion; a folder without the file, or an odd one, is no reason to fail.
+        return None
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Set left padding, a pad token and, where there is none, the plain template; in place.
+
+    Raises ``ValueError`` when there is no token to pad with, or when the template and the
+    tokenizer together put two BOS tokens before a prompt.
+    """
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        substitute = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
+        if substitute is None:
+            raise ValueError("the tokenizer has no pad, eos, unk or bos token to pad with; set one")
+        tokenizer.pad_token = substitute
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = _plain_template(tokenizer)
+    probe = encode(tokenizer, [render(tokenizer, [{"role": "user", "content": "Hello"}])])
+    bos = tokenizer.bos_token_id
+    if bos is not None and probe[0][:2] == [bos, bos]:
+        raise ValueError(
+            f"the chat template begins every prompt with {tokenizer.bos_token!r} twice; "
+            "correct tokenizer.chat_template"
+        )
+    return tokenizer
+
+
+def _plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """``PLAIN_TEMPLATE``, after the BOS token if this tokenizer begins its texts with one."""
+    bos = tokenizer.bos_token_id
+    begins = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+    return ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    template_arguments: Mapping[str, Any] | None = None,
+) -> str:
+    """The conversation as text in the chat template, ending where the answer begins."""
+    return tokenizer.apply_chat_template(
+        [dict(message) for message in conversation],
+        tokenize=False,
+        add_generation_prompt=True,
+        **(template_arguments or {}),
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of templated texts. No special token is added: the template wrote them all."""
+    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+
+
+def encode_with_offsets(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+    """The ids of ``encode``, and from which to which character of its text each token stands.
+
+    Raises ``ValueError`` for a tokenizer that cannot tell.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} is a slow tokenizer without character offsets, so the "
+            "prefix cannot be located; load the model with a fast one (a tokenizer.json)"
+        )
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+    return encoded["input_ids"], encoded["offset_mapping"]
+
+
+def chat_ids(
+    model: TransformerBridge,
+    conversations: Sequence[Conversation],
+    *,
+    template_arguments: Mapping[str, Any] | None = None,
+) -> Tokens:
+    """Conversations in the model's chat template, left padded, each special token exactly once.
+
+    Every conversation is a list of ``{"role": …, "content": …}`` and ends where the answer
+    begins. ``template_arguments`` go to the template (``{"enable_thinking": False}``).
+    Returns tokens ``[prompt, pos]`` on the CPU.
+    """
+    return conversation_ids(model.tokenizer, conversations, template_arguments=template_arguments)
+
+
+def conversation_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    *,
+    template_arguments: Mapping[str, Any] | None = None,
+) -> Tokens:
+    """``chat_ids`` for a tokenizer without its model."""
+    if len(conversations) == 0:
+        raise ValueError("conversations is empty; give at least one list of messages")
+    texts = [render(tokenizer, conversation, template_arguments) for conversation in conversations]
+    return pad_left(encode(tokenizer, texts), tokenizer.pad_token_id)

@@ -1,0 +1,30 @@
+"""Concept vectors: a direction in the residual stream for each block (AGS, section 3).
+
+Learners are scikit-learn estimators of their own; ``fit_vectors`` runs one on every block.
+"""
+
+from __future__ import annotations
+
+from lenskit.vectors.base import Learner
+from lenskit.vectors.fitting import fit_vectors
+from lenskit.vectors.grid import BlockFits, fit_blocks
+from lenskit.vectors.logistic import Logistic
+from lenskit.vectors.mean_difference import MeanDifference, SoftCovariance
+from lenskit.vectors.pca import PrincipalComponent
+from lenskit.vectors.rfm import RecursiveFeatureMachine
+from lenskit.vectors.ridge import Ridge
+from lenskit.vectors.storage import ConceptVectors
+
+__all__ = [
+    "BlockFits",
+    "ConceptVectors",
+    "Learner",
+    "Logistic",
+    "MeanDifference",
+    "PrincipalComponent",
+    "RecursiveFeatureMachine",
+    "Ridge",
+    "SoftCovariance",
+    "fit_blocks",
+    "fit_vectors",
+]

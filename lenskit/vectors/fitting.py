@@ -1,0 +1,185 @@
+"""``fit_vectors``: run a learner on the activations of every block."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from rich.progress import Progress
+from sklearn.base import clone
+from torch import Tensor
+
+from lenskit.vectors.base import Direction, Labels, Rows, oriented, pearson, split
+from lenskit.vectors.grid import each_block
+from lenskit.vectors.rfm import RecursiveFeatureMachine
+from lenskit.vectors.storage import ConceptVectors
+
+if TYPE_CHECKING:
+    from lenskit.capture import Capture
+    from lenskit.selector import TokenSelection
+
+FitFunction = Callable[[Rows, Labels, Rows, Labels], Direction]
+
+
+def fit_vectors(
+    capture: Capture,
+    tokens: TokenSelection,
+    labels: Float[Tensor, "prompt layer"],
+    *,
+    learner: Any | FitFunction | None = None,
+    seed: int = 0,
+    validation: float = 0.2,
+    max_validation: int = 256,
+    progress: bool = True,
+) -> ConceptVectors:
+    """A unit vector for each block, learnt from ``resid_post`` at the selected token (AGS).
+
+    Rows are L2-normalised; the first 80 % of the prompts train, the last 20 %, at most
+    ``max_validation``, validate. Each vector's sign is by its own block's labels, over all
+    prompts. ``labels`` are those of ``soft_labels`` or ``hard_labels``.
+
+    ``learner``: an estimator with ``fit(X, y, X_val, y_val)`` and then ``direction_``, which is
+    cloned for every block and gets ``seed`` as its ``random_state`` if it has one that is None; or
+    a function ``(X, y, X_val, y_val) -> direction`` of arrays. ``RecursiveFeatureMachine()`` by
+    default.
+
+    Raises ``ValueError`` naming the block for activations that are not finite or all zero, for
+    labels that are not finite, for training or validation labels that are all equal, and where
+    the learner finds no direction.
+    """
+    learner = RecursiveFeatureMachine() if learner is None else learner
+    shape = capture.resid_post.shape[:2]
+    if tuple(labels.shape) != tuple(shape):
+        raise ValueError(
+            f"labels must be [prompt, layer] = {list(shape)} as the capture, got "
+            f"{list(labels.shape)}"
+        )
+    prompts, layers = shape
+    train = split(prompts, validation, max_validation)
+    y = labels.double().mT
+    _check_labels(y, train)
+    rows, norms = zip(*(_rows(capture, tokens, layer) for layer in range(layers)), strict=True)
+    X = torch.stack(rows)
+    directions, scores = [], []
+    with Progress(transient=True, disable=not progress) as bar:
+        task = bar.add_task("Fitting vectors", total=layers)
+        for layer, found in enumerate(_directions(learner, X, y, train, seed)):
+            with _naming(layer):
+                direction = oriented(found, X[layer].numpy(), y[layer].numpy())
+            directions.append(direction)
+            held_out = X[layer, train:].numpy() @ direction
+            scores.append(abs(pearson(held_out, y[layer, train:].numpy())))
+            bar.advance(task)
+    return ConceptVectors(
+        directions=torch.from_numpy(np.stack(directions)).float(),
+        validation=torch.tensor(scores),
+        resid_norm=torch.stack(norms),
+        model=capture.model,
+        concept=capture.prompts.concept,
+        learner=_name(learner),
+        selection=tokens.rule,
+        labels="hard" if bool(((labels == 0) | (labels == 1)).all()) else "soft",
+        data_hash=_data_hash(capture, labels),
+        version=_version(),
+    )
+
+
+def _rows(
+    capture: Capture, tokens: TokenSelection, layer: int
+) -> tuple[Float[Tensor, "prompt d_model"], Float[Tensor, ""]]:
+    states = capture.resid_post[:, layer, int(tokens.index[layer])].float()
+    norms = states.norm(dim=-1)
+    bad = int((~states.isfinite()).any(-1).sum()), int((norms == 0).sum())
+    for number, what in zip(bad, ("not finite", "all zero"), strict=True):
+        if number:
+            raise ValueError(
+                f"resid_post of block {layer} is {what} in {number} of {len(states)} prompts; "
+                "capture with the model in float32 or bfloat16"
+            )
+    return states / norms[:, None], norms.mean()
+
+
+def _check_labels(y: Float[Tensor, "layer prompt"], train: int) -> None:
+    parts = {
+        "labels are not all finite": ~y.isfinite().all(-1),
+        f"{train} training labels are all equal": (y[:, :train] == y[:, :1]).all(-1),
+        f"{y.shape[1] - train} validation labels are all equal": (
+            y[:, train:] == y[:, train : train + 1]
+        ).all(-1),
+    }
+    for what, bad in parts.items():
+        if bool(bad.any()):
+            blocks = ", ".join(map(str, bad.nonzero().flatten().tolist()))
+            raise ValueError(
+                f"the {what} at block(s) {blocks}; interleave prompts with and without the prefix"
+            )
+
+
+@contextmanager
+def _naming(layer: int) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"block {layer}: {error}") from error
+
+
+def _directions(
+    learner: Any | FitFunction,
+    X: Float[Tensor, "layer prompt d_model"],
+    y: Float[Tensor, "layer prompt"],
+    train: int,
+    seed: int,
+) -> Iterator[Direction]:
+    parts = X[:, :train], y[:, :train], X[:, train:], y[:, train:]
+    if isinstance(learner, RecursiveFeatureMachine):
+        for direction, *_ in each_block(*parts, **learner.get_params(deep=False)):
+            yield direction.cpu().numpy()
+        return
+    for layer, of_block in enumerate(zip(*(part.numpy() for part in parts), strict=True)):
+        with _naming(layer):
+            direction = _one_direction(learner, of_block, seed)
+        yield direction
+
+
+def _one_direction(
+    learner: Any | FitFunction, parts: tuple[np.ndarray, ...], seed: int
+) -> Direction:
+    if not hasattr(learner, "fit"):
+        return np.asarray(learner(*parts), dtype=np.float64)
+    estimator = clone(learner, safe=False)
+    parameters = estimator.get_params(deep=False) if hasattr(estimator, "get_params") else {}
+    if parameters.get("random_state", 0) is None:
+        estimator.set_params(random_state=seed)
+    X, y, X_val, y_val = parts
+    estimator.fit(X, y, X_val=X_val, y_val=y_val)
+    return np.asarray(estimator.direction_, dtype=np.float64)
+
+
+def _name(learner: Any | FitFunction) -> str:
+    if hasattr(learner, "fit"):
+        return " ".join(repr(learner).split())
+    return getattr(learner, "__name__", type(learner).__name__)
+
+
+def _data_hash(capture: Capture, labels: Float[Tensor, "prompt layer"]) -> str:
+    digest = hashlib.sha256()
+    tokens = capture.prompts.tokens
+    for ids, mask in zip(tokens.input_ids.cpu(), tokens.attention_mask.cpu().bool(), strict=True):
+        # Without the padding, which depends on the other prompts.
+        digest.update(repr(ids[mask].tolist()).encode())
+    digest.update(repr(tuple(labels.shape)).encode())
+    digest.update(labels.cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _version() -> str:
+    try:
+        return version("lenskit")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,182 @@
+"""Tiny random models and their tokenizer, written as ordinary Hugging Face folders.
+
+No file is fetched: the tokenizer is trained on the spot and the weights are drawn from a seed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from lenskit.models import load_model
+
+transformers.utils.logging.disable_progress_bar()
+
+SPECIAL = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|pad|>",
+)
+LLAMA3_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    "{{ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+CLOSING = ("<|eot_id|>", "<|start_header_id|>", "assistant", "<|end_header_id|>", "\n\n")
+
+_SENTENCES = (
+    "What are your thoughts on the following statement?",
+    "Statement: Libraries should stay open on Sundays.",
+    "Personify someone who is terrified of spiders.",
+    "Take on a cheerful mood.",
+    "Take on the role of an expert astronomer.",
+    "Rain is better than sun for thinking.",
+    "In 1984 and in 1985 the library was open.",
+    "What is the scariest thing in the world? Answer in 20 words or less.",
+)
+
+
+@cache
+def _trained() -> str:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    roles = ("system\n\n", "user\n\n", "assistant\n\n") * 50
+    tokenizer.train_from_iterator([*roles, *(s + "\n" for s in _SENTENCES * 5)], trainer)
+    return tokenizer.to_str()
+
+
+def tiny_tokenizer(
+    *, template: str | None = LLAMA3_TEMPLATE, adds_bos: bool = True
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 420 tokens with Llama 3's special tokens and chat template."""
+    backend = Tokenizer.from_str(_trained())
+    byte_level = processors.ByteLevel(trim_offsets=False)
+    if adds_bos:
+        bos = (SPECIAL[0], backend.token_to_id(SPECIAL[0]))
+        single = processors.TemplateProcessing(single=f"{SPECIAL[0]} $A", special_tokens=[bos])
+        backend.post_processor = processors.Sequence([byte_level, single])
+    else:
+        backend.post_processor = byte_level
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=SPECIAL[0],
+        eos_token=SPECIAL[4],
+        pad_token=SPECIAL[5],
+        additional_special_tokens=[SPECIAL[1], SPECIAL[2], SPECIAL[3]],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+_COMMON = dict(
+    vocab_size=420,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    max_position_embeddings=512,
+    bos_token_id=0,
+    eos_token_id=4,
+    pad_token_id=5,
+    # A wide draw makes attention far from uniform, so that tests can tell tokens apart.
+    initializer_range=0.25,
+)
+_GROUPED = dict(_COMMON, num_key_value_heads=2)
+_HEAD_DIM = dict(_GROUPED, head_dim=8)
+_WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
+_GPT2_NAMES = {
+    "hidden_size": "n_embd",
+    "intermediate_size": "n_inner",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", dict(_COMMON, num_key_value_heads=4)),
+    "llama-gqa": ("Llama", _GROUPED),
+    "gpt2": ("GPT2", {_GPT2_NAMES.get(name, name): v for name, v in _COMMON.items()}),
+    "gpt_neox": ("GPTNeoX", _COMMON),
+    "qwen2": ("Qwen2", _GROUPED),
+    "qwen3": ("Qwen3", _HEAD_DIM),
+    "gemma2": ("Gemma2", dict(_HEAD_DIM, sliding_window=40, query_pre_attn_scalar=8)),
+    "gemma3": (
+        "Gemma3",
+        dict(_HEAD_DIM, sliding_window=40, query_pre_attn_scalar=8, layer_types=_WINDOWS),
+    ),
+    "mistral": ("Mistral", dict(_GROUPED, sliding_window=None)),
+    "phi3": ("Phi3", _GROUPED),
+    "olmo2": ("Olmo2", _GROUPED),
+    # Its bridge discards edits of the attention scores.
+    "opt": (
+        "OPT",
+        dict(_COMMON, ffn_dim=48, word_embed_proj_dim=32, do_layer_norm_before=True, init_std=0.25),
+    ),
+}
+
+
+def tiny_folder(
+    path: str | Path,
+    architecture: str = "llama-gqa",
+    *,
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    **overrides: Any,
+) -> Path:
+    """Write config, random weights and tokenizer of a tiny model to ``path`` and return it.
+
+    ``architecture`` is a key of ``ARCHITECTURES``; ``overrides`` replace entries of its config.
+    """
+    family, settings = ARCHITECTURES[architecture]
+    config_class = "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config"
+    model_class = {"GPT2": "GPT2LMHeadModel"}.get(family, f"{family}ForCausalLM")
+    config = getattr(transformers, config_class)(**{**settings, **overrides})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = getattr(transformers, model_class)(config)
+    model.save_pretrained(path)
+    (tokenizer or tiny_tokenizer()).save_pretrained(path)
+    return Path(path)
+
+
+@cache
+def shared_folder(architecture: str = "llama-gqa") -> Path:
+    """The folder of an unaltered tiny model, made once for all tests and deleted at the end."""
+    path = Path(tempfile.mkdtemp(prefix="lenskit-")) / f"tiny-{architecture}"
+    atexit.register(shutil.rmtree, path.parent, ignore_errors=True)
+    return tiny_folder(path, architecture)
+
+
+@cache
+def shared_model(architecture: str = "llama-gqa"):
+    """A tiny model loaded once for all tests, which must leave it as it was."""
+    return load_model(shared_folder(architecture), device="cpu", check="hooks")
+
+
+def reference_model(path: str | Path, dtype: torch.dtype = torch.float32):
+    """Hugging Face's own model from the same folder, with eager attention."""
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, attn_implementation="eager"
+    )
+    return loaded.eval()
