@@ -33,7 +33,7 @@ from lenskit.scoring import grammar_judge
 from lenskit.selector import select_tokens
 from lenskit.vectors import ConceptVectors, fit_vectors
 
-COEFFICIENTS = (0.2, 0.4, 0.6, 1.0)
+COEFFICIENTS = (0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 def main(

@@ -1,22 +1,23 @@
 """One pass over the prompts: attention from the candidate tokens, and the residual stream there.
 
-Everything here reads the model through hooks that keep only the last ``K`` rows (the candidate
-tokens) of each tensor, so memory grows with the prompts and never with their squared length.
+Only the last ``K`` rows (the candidate tokens) of each tensor are kept, so memory grows with the
+prompts and never with their squared length. Where the model allows it, it runs fused attention
+meanwhile (``lenskit.fused``); everywhere else the rows are read by hooks, from eager attention.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
-from rich.progress import Progress
 from torch import Tensor
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
+from lenskit import fused
+from lenskit.batches import Arrivals, in_batches
 from lenskit.check import PATTERN, RESID
 from lenskit.models import Tokens, model_fingerprint
 from lenskit.prompts import PromptSet, row_index
@@ -34,8 +35,8 @@ Visit = Callable[
     None,
 ]
 
-
 Receive = Callable[[int, Tensor], None]
+Attention = Literal["auto", "eager", "fused"]
 
 
 @dataclass(frozen=True)
@@ -81,40 +82,51 @@ def capture(
     prompts: PromptSet,
     *,
     batch_size: int = 64,
+    attention: Attention = "auto",
     progress: bool = True,
 ) -> Capture:
     """Read attention to the prefix and ``resid_post`` at the candidate tokens, in one pass.
 
     Neither depends on ``batch_size``, on padding or on the order of the prompts, up to rounding.
     The unembedding is never run. On out-of-memory the batch is halved and the pass goes on.
-    Raises ``ValueError`` naming the block where a value is not finite.
+
+    ``attention="auto"`` runs fused attention where a trial (once for each model) gives the rows
+    of eager attention: to 1e-5 in float32, to rounding in half precision. It takes the eager pass
+    for other models, and while other hooks are set. ``"eager"`` and ``"fused"`` insist on one.
+
+    Raises ``ValueError`` naming the block where a value is not finite, and for
+    ``attention="fused"`` where it cannot be had.
     """
     candidates, cfg = len(prompts.candidates), model.cfg
     blocks = range(cfg.n_layers)
-    attention = torch.zeros(len(prompts), cfg.n_layers, cfg.n_heads, candidates)
+    masses = torch.zeros(len(prompts), cfg.n_layers, cfg.n_heads, candidates)
     resid = torch.zeros(len(prompts), cfg.n_layers, candidates, cfg.d_model)
+
+    def store(rows: Tensor, layer: int, mass: Tensor, state: Tensor) -> None:
+        masses[rows, layer] = _finite(mass, "attention", layer)
+        resid[rows, layer] = _finite(state, "resid_post", layer)
+
+    arrivals = Arrivals(store)
 
     def run(rows: Tensor) -> None:
         tokens = prompts.tokens.rows(rows).trimmed().to(cfg.device)
         width = tokens.input_ids.shape[1]
         prefix = prompts.prefix_mask[rows, -width:].to(cfg.device, torch.float32)
-        masses: dict[int, Tensor] = {}
-        states: dict[int, Tensor] = {}
+        found: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
 
         def attend(layer: int, pattern: Tensor) -> None:
             keys = prefix.to(pattern.device)
-            masses[layer] = torch.einsum("phcj,pj->phc", pattern.float(), keys)
+            found[0][layer] = arrivals.send(torch.einsum("phcj,pj->phc", pattern.float(), keys))
 
         def keep(layer: int, state: Tensor) -> None:
-            states[layer] = state.to(torch.float32, copy=True)
+            found[1][layer] = arrivals.send(state.to(torch.float32, copy=True))
 
-        _forward(model, tokens, candidates, blocks, pattern=attend, state=keep)
-        for layer in blocks:
-            attention[rows, layer] = _finite(masses[layer].cpu(), "attention", layer)
-            resid[rows, layer] = _finite(states[layer].cpu(), "resid_post", layer)
+        _forward(model, tokens, candidates, blocks, attention, pattern=attend, state=keep)
+        arrivals.add(rows, *found)
 
-    _in_batches(prompts.tokens, batch_size, run, progress=progress, description="Capturing")
-    return Capture(prompts, attention, resid, model_fingerprint(model))
+    in_batches(prompts.tokens, batch_size, run, progress=progress, description="Capturing")
+    arrivals.settle()
+    return Capture(prompts, masses, resid, model_fingerprint(model))
 
 
 def for_each_pattern(
@@ -124,6 +136,7 @@ def for_each_pattern(
     visit: Visit,
     *,
     batch_size: int = 64,
+    attention: Attention = "auto",
     progress: bool = True,
     blocks: Sequence[int] | None = None,
 ) -> None:
@@ -131,9 +144,10 @@ def for_each_pattern(
 
     ``visit(layer, rows, pattern, attention_mask)`` gets the block, the indices of the batch's
     prompts in ``tokens`` (CPU), the pattern ``[prompt, head, candidate, key]`` after the softmax
-    (the model's dtype and device; valid only during the call) and which keys are real (same
-    device). Keys are right-aligned: the batch's key axis is the last ``key`` columns of
-    ``tokens``, with the padding that all of its prompts share cut off.
+    (on the model's device, in its dtype or float32; valid only during the call) and which keys
+    are real (same device). Keys are right-aligned: the batch's key axis is the last ``key``
+    columns of ``tokens``, with the padding that all of its prompts share cut off.
+    ``attention`` as in ``capture``.
 
     Batches are formed by length. After out-of-memory a batch is run again in halves, so ``visit``
     may see the same block and rows twice: let it assign by row, not accumulate.
@@ -155,12 +169,43 @@ def for_each_pattern(
         def receive(layer: int, pattern: Tensor) -> None:
             visit(layer, rows, pattern, mask.to(pattern.device))
 
-        _forward(model, batch, number_of_candidates, wanted, pattern=receive)
+        _forward(model, batch, number_of_candidates, wanted, attention, pattern=receive)
 
-    _in_batches(tokens, batch_size, run, progress=progress, description="Reading attention")
+    in_batches(tokens, batch_size, run, progress=progress, description="Reading attention")
 
 
 def _forward(
+    model: TransformerBridge,
+    tokens: Tokens,
+    candidates: int,
+    blocks: Sequence[int],
+    attention: Attention,
+    *,
+    pattern: Receive | None = None,
+    state: Receive | None = None,
+) -> None:
+    """Run one batch and hand on the candidate rows of each block's pattern and ``resid_post``.
+
+    This is the only place that knows where the rows come from. The model is stopped at the last
+    block wanted, so that the logits, the largest tensor of a forward pass, are never computed.
+    """
+    if attention not in get_args(Attention):
+        raise ValueError(
+            f"attention must be one of {', '.join(get_args(Attention))}; got {attention!r}"
+        )
+    if attention != "eager":
+        if not (why := fused.obstacle(model, _eager)):
+            try:
+                fused.forward(model, tokens, candidates, blocks, pattern=pattern, state=state)
+                return
+            except fused.Unsupported as error:
+                why = str(error)
+        if attention == "fused":
+            raise ValueError(f"attention='fused' cannot be had: {why}; use 'auto'")
+    _eager(model, tokens, candidates, blocks, pattern=pattern, state=state)
+
+
+def _eager(
     model: TransformerBridge,
     tokens: Tokens,
     candidates: int,
@@ -169,11 +214,7 @@ def _forward(
     pattern: Receive | None = None,
     state: Receive | None = None,
 ) -> None:
-    """Run one batch and hand on the candidate rows of each block's pattern and ``resid_post``.
-
-    This is the only place that knows where the rows come from. The model is stopped at the last
-    hook wanted, so that the logits, the largest tensor of a forward pass, are never computed.
-    """
+    """``_forward`` from eager attention, whose whole pattern the bridge's hooks hand on."""
     read: set[str] = set()
 
     def reader(name: str, layer: int, receive: Receive, axis: int) -> Callable[..., None]:
@@ -198,54 +239,6 @@ def _forward(
         model(tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
     if missing := [name for name in names if name not in read]:
         raise RuntimeError(f"these hooks did not fire: {', '.join(missing)}; see check_model")
-
-
-def _in_batches(
-    tokens: Tokens,
-    batch_size: int,
-    run: Callable[[Tensor], None],
-    *,
-    progress: bool,
-    description: str,
-) -> None:
-    """Call ``run`` with the indices of prompts of similar length, the longest first.
-
-    The first batch then needs the most memory: what fits it fits the rest.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    order = torch.argsort(tokens.lengths, descending=True, stable=True)
-    waiting = deque(order.split(batch_size))
-    with Progress(transient=True, disable=not progress) as bar:
-        task = bar.add_task(description, total=len(tokens))
-        while waiting:
-            rows = waiting.popleft()
-            if _fits(run, rows):
-                bar.advance(task, len(rows))
-            else:
-                remaining = torch.cat([rows, *waiting])
-                waiting = deque(remaining.split((len(rows) + 1) // 2))
-
-
-def _fits(run: Callable[[Tensor], None], rows: Tensor) -> bool:
-    try:
-        run(rows)
-    except (RuntimeError, MemoryError) as error:
-        if len(rows) == 1 or not _out_of_memory(error):
-            raise
-    else:
-        return True
-    # Only here is the traceback, which held the batch's tensors, gone.
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return False
-
-
-def _out_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return any(words in text for words in ("out of memory", "can't allocate", "not enough memory"))
 
 
 def _finite(values: Tensor, name: str, layer: int) -> Tensor:

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
 
-from lenskit.templates import Tokens, conversation_ids, position_ids
+from lenskit.reference import ModelCheckError, Reference, probe_tokens
+from lenskit.templates import Tokens
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 PATTERN = "attn.hook_pattern"
 SCORES = "attn.hook_attn_scores"
@@ -32,12 +31,6 @@ _KINDS = (
     SCORES,
     PATTERN,
 )
-# Two lengths, so that the shorter one is padded.
-_PROBES = ("Hello!", "What do you think about rain in the morning?")
-
-
-class ModelCheckError(RuntimeError):
-    """A model whose hooks do not return, or do not change, what their names say."""
 
 
 @dataclass(frozen=True)
@@ -67,47 +60,7 @@ class ModelReport:
             )
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Hugging Face's own patterns and hidden states on the probe prompts, read without hooks."""
-
-    patterns: tuple[Float[Tensor, "prompt head pos key"], ...]
-    hidden_states: tuple[Float[Tensor, "prompt pos d_model"], ...]
-
-    @classmethod
-    def read(cls, hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Reference:
-        """Run ``hf_model`` (eager attention; before any bridge has wrapped it) on the probes."""
-        tokens = probe_tokens(tokenizer).to(hf_model.get_input_embeddings().weight.device)
-        positions = {}
-        if accepts_mask_derived_position_ids(hf_model):
-            positions["position_ids"] = position_ids(tokens.attention_mask)
-        with torch.no_grad():
-            output = hf_model(
-                input_ids=tokens.input_ids,
-                attention_mask=tokens.attention_mask,
-                output_attentions=True,
-                output_hidden_states=True,
-                use_cache=False,
-                **positions,
-            )
-        patterns: tuple[Any, ...] = output.attentions or (None,)
-        if any(pattern is None for pattern in patterns):
-            raise ModelCheckError(
-                "the reference returns no attentions: load it with attn_implementation='eager', "
-                "and do not wrap it in a bridge before; or pass check='hooks'"
-            )
-        return cls(
-            tuple(pattern.float().cpu() for pattern in patterns),
-            tuple(state.float().cpu() for state in output.hidden_states),
-        )
-
-
 _reports: WeakKeyDictionary[Any, ModelReport] = WeakKeyDictionary()
-
-
-def probe_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokens:
-    """Two short prompts of different lengths, the shorter left padded."""
-    return conversation_ids(tokenizer, [[{"role": "user", "content": text}] for text in _PROBES])
 
 
 def model_report(model: TransformerBridge) -> ModelReport:
@@ -121,11 +74,11 @@ def check_model(
 ) -> ModelReport:
     """Verify on two left-padded prompts that the model's hooks mean what they say.
 
-    Patterns of real query rows must sum to one, and editing ``hook_resid_post`` must change the
-    logits. With a ``reference`` (the same weights in a Hugging Face model that no bridge has
-    wrapped, eager, same dtype) patterns and ``hook_resid_post`` must equal its own. Its last
-    hidden state is taken after the final norm, so there the model's final norm is applied to our
-    last ``hook_resid_post`` before comparing.
+    Patterns of real query rows must sum to one (to less where sinks are learned), and editing
+    ``hook_resid_post`` must change the logits. With a ``reference`` (the same weights in a
+    Hugging Face model that no bridge has wrapped, eager, same dtype) patterns and
+    ``hook_resid_post`` must equal its own. Its last hidden state is taken after the final norm,
+    so there the model's final norm is applied to our last ``hook_resid_post`` before comparing.
 
     Raises ``ModelCheckError`` that lists all that fails.
     """
@@ -145,6 +98,7 @@ def check_model(
     failures = [
         f"{kind} does not fire in block(s) "
         f"{', '.join(str(layer) for layer in blocks if (layer, kind) not in seen)}"
+        + (", which may have no softmax attention" if kind == PATTERN else "")
         for kind in (PATTERN, RESID)
         if kind not in fires
     ]
@@ -152,7 +106,7 @@ def check_model(
         failures.append("the logits are not finite")
     errors: tuple[float | None, float | None] = (None, None)
     if not failures:
-        failures += _sums(seen, tokens, model.cfg.n_layers)
+        failures += _sums(seen, tokens, model)
         if reference is not None:
             different, errors = _differences(seen, final, reference, tokens, _tolerance(model))
             failures += different
@@ -216,12 +170,15 @@ def _read(
     return clean, seen, final[0] if final else None
 
 
-def _sums(seen: dict, tokens: Tokens, blocks: int) -> list[str]:
+def _sums(seen: dict, tokens: Tokens, model: TransformerBridge) -> list[str]:
     real = tokens.attention_mask.bool().cpu()
+    # A learned sink takes part of the attention, which is then on no key.
+    sinks = any(name.endswith("sinks") for name, _ in model.original_model.named_parameters())
+    least = 0.0 if sinks else 0.98
     wrong = []
-    for layer in range(blocks):
+    for layer in range(model.cfg.n_layers):
         sums = seen[layer, PATTERN].sum(dim=-1).movedim(1, -1)[real]
-        if not bool(((sums - 1).abs() < 2e-2).all()):
+        if not bool(((sums > least) & (sums < 1.02)).all()):
             wrong.append(f"{PATTERN} of block {layer} does not sum to one over the keys")
     return wrong
 

@@ -86,7 +86,9 @@ class ChatEndpoint:
         self.backoff, self.longest_wait = backoff, longest_wait
         self.requests = 0
         self._lock = threading.Lock()
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        # What is on this machine is asked without a proxy, which would see the key in the clear.
+        handlers = [urllib.request.ProxyHandler({})] if _is_local(parts) else []
+        self._opener = urllib.request.build_opener(_NoRedirects, *handlers)
 
     def __repr__(self) -> str:
         budget = "" if self.max_requests is None else f" of {self.max_requests}"
@@ -188,13 +190,16 @@ def _key(url: str) -> str:
     # What http.client says of a bad header holds the header.
     if key and not (key.isascii() and key.isprintable() and " " not in key):
         raise EndpointError(f"the key in {name} holds a character that no key has")
-    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
-    if key and parts.scheme != "https" and not local:
+    if key and parts.scheme != "https" and not _is_local(parts):
         raise EndpointError(
             f"the key in {name} would be sent in the clear to {parts.hostname}; use https, or "
             f"unset {name} if the server needs no key"
         )
     return key
+
+
+def _is_local(parts: urllib.parse.SplitResult) -> bool:
+    return parts.hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _hint(code: int, key: str) -> str:

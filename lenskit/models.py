@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,13 +13,8 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
-from lenskit.check import (
-    ModelCheckError,
-    ModelReport,
-    Reference,
-    check_model,
-    model_report,
-)
+from lenskit.check import ModelReport, check_model, model_report
+from lenskit.reference import ModelCheckError, Reference
 from lenskit.templates import (
     PLAIN_TEMPLATE,
     Tokens,
@@ -37,6 +34,7 @@ __all__ = [
     "Tokens",
     "chat_ids",
     "check_model",
+    "load_hugging_face",
     "load_model",
     "model_fingerprint",
     "model_report",
@@ -44,6 +42,7 @@ __all__ = [
 ]
 
 EMBEDDED = "lenskit-mini"
+DeviceMap = str | Mapping[str, int | str]
 
 
 def load_model(
@@ -51,6 +50,8 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
+    device_map: DeviceMap | None = None,
+    quantization: Literal["4bit", "8bit"] | None = None,
     check: bool | Literal["hooks"] = True,
     hf_model: PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -59,35 +60,35 @@ def load_model(
     """Load a causal language model with hooks, in evaluation mode, and check it.
 
     ``name_or_path`` is a local folder, a hub id, or ``"lenskit-mini"``, the model that comes
-    with the library. ``device``: a GPU where there is one. ``dtype`` (a ``torch.dtype`` or its
-    name): float32 on the CPU, else that of the checkpoint. ``hf_model``: a model already loaded
-    (quantized, or spread with ``device_map``); its device and dtype are kept, and it is rewired
-    in place. ``tokenizer``: used instead of the folder's, and prepared in place. ``options``
-    (``revision``, ``trust_remote_code``, ``token``) go to Hugging Face.
+    with the library. ``device``, ``dtype``, ``device_map`` (a model spread over several GPUs),
+    ``quantization`` and ``options`` (``revision``, ``trust_remote_code``, ``token``) are those of
+    ``load_hugging_face``. ``hf_model``: a model already loaded; its device and dtype are kept, and
+    it is rewired in place. ``tokenizer``: used instead of the folder's, and prepared in place.
 
     ``check``: ``True`` compares with Hugging Face's own patterns and hidden states, read from
     the same weights before they are wrapped, so it costs no memory; ``"hooks"`` only probes the
     hooks; ``False`` does neither. See ``check_model``.
 
     ``model.tokenizer`` is left padded, has a pad token, and its chat template is the folder's
-    (``PLAIN_TEMPLATE`` for a base model). Raises ``ModelCheckError`` when the check fails.
+    (``PLAIN_TEMPLATE`` for a base model). Raises ``ModelCheckError`` for a model that
+    TransformerLens cannot open, and when the check fails.
     """
     if check not in (True, False, "hooks"):
         raise ValueError(f"check must be True, False or 'hooks', got {check!r}")
-    name = _location(name_or_path)
+    name = model_location(name_or_path)
+    placing = {
+        "device": device,
+        "dtype": dtype,
+        "device_map": device_map,
+        "quantization": quantization,
+    }
+    if hf_model is not None and any(value is not None for value in placing.values()):
+        raise ValueError(f"{', '.join(placing)} cannot be given with hf_model, which has its own")
     tokenizer = (
         load_tokenizer(name, **options) if tokenizer is None else prepare_tokenizer(tokenizer)
     )
     if hf_model is None:
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        hf_model = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=_dtype(dtype, torch.device(place)),
-            attn_implementation="eager",
-            **options,
-        ).to(place)
-    elif device is not None or dtype is not None:
-        raise ValueError("device and dtype cannot be given with hf_model, which has its own")
+        hf_model = load_hugging_face(name, **placing, **options)
     hf_model.eval()
     _check_vocabulary(hf_model, tokenizer)
 
@@ -95,19 +96,69 @@ def load_model(
     if check is True:
         hf_model.set_attn_implementation("eager")
         reference = Reference.read(hf_model, tokenizer)
-    model = TransformerBridge.boot_transformers(
-        name,
-        hf_model=hf_model,
-        tokenizer=_decoy(tokenizer, name),
-        device=hf_model.device,
-        dtype=hf_model.dtype,
-        trust_remote_code=bool(options.get("trust_remote_code", False)),
-    )
+    try:
+        model = TransformerBridge.boot_transformers(
+            name,
+            hf_model=hf_model,
+            tokenizer=_decoy(tokenizer, name),
+            device=hf_model.device,
+            dtype=hf_model.dtype,
+            trust_remote_code=bool(options.get("trust_remote_code", False)),
+        )
+    except (ValueError, NotImplementedError) as error:
+        # The reason comes first; a list of all that could be opened may follow.
+        reason = str(error).split(" Available architectures")[0]
+        raise ModelCheckError(
+            f"TransformerLens cannot open {name} ({type(hf_model).__name__}): {reason}"
+        ) from error
     # The public setter would prepare the tokenizer a second time, in the bridge's manner.
     model._tokenizer = tokenizer
     if check:
         check_model(model, reference)
     return model
+
+
+def load_hugging_face(
+    name_or_path: str | Path = EMBEDDED,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    device_map: DeviceMap | None = None,
+    quantization: Literal["4bit", "8bit"] | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """The model that ``load_model`` wraps: Hugging Face's own, with eager attention.
+
+    ``device``: a GPU where there is one. ``dtype`` (a ``torch.dtype`` or its name): float32 on the
+    CPU, else that of the checkpoint; with ``quantization``, that of the arithmetic.
+    ``device_map`` (``"auto"``, or a device for each module) instead of ``device`` spreads the
+    blocks over several GPUs; it needs accelerate. ``quantization="4bit"`` (NF4) or ``"8bit"``
+    needs accelerate and bitsandbytes. ``options`` go to Hugging Face.
+
+    Raises ``ImportError`` where one of these is not installed, and ``ModelCheckError`` for what is
+    no causal language model.
+    """
+    name = model_location(name_or_path)
+    if device is not None and device_map is not None:
+        raise ValueError("give device or device_map, not both")
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device_map is not None:
+        _require("accelerate", f"device_map={device_map!r}")
+        named = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+        place = "cpu" if {str(one) for one in named} <= {"cpu", "disk"} else place
+    options["dtype"] = _dtype(dtype, torch.device(place))
+    if quantization is not None:
+        options["quantization_config"] = _quantization(quantization, options["dtype"])
+        device_map = {"": place} if device_map is None else device_map
+    try:
+        hf_model = AutoModelForCausalLM.from_pretrained(
+            name, attn_implementation="eager", device_map=device_map, **options
+        )
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise ModelCheckError(f"{name} is not a causal language model of transformers") from error
+    return hf_model.to(place) if device_map is None else hf_model
 
 
 def model_fingerprint(model: TransformerBridge) -> str:
@@ -132,7 +183,8 @@ def model_fingerprint(model: TransformerBridge) -> str:
     return f"{Path(str(cfg.model_name)).name}:{digest.hexdigest()[:16]}"
 
 
-def _location(name_or_path: str | Path) -> str:
+def model_location(name_or_path: str | Path) -> str:
+    """The folder or hub id that a name stands for."""
     if str(name_or_path) != EMBEDDED:
         return str(name_or_path)
     from lenskit._data import data_path
@@ -149,6 +201,28 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype
     if not isinstance(found, torch.dtype):
         raise ValueError(f"dtype {dtype!r} is not one of torch's; try 'float32' or 'bfloat16'")
     return found
+
+
+def _quantization(quantization: str, dtype: torch.dtype | str) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if quantization not in ("4bit", "8bit"):
+        raise ValueError(f"quantization must be '4bit' or '8bit', got {quantization!r}")
+    for package in ("accelerate", "bitsandbytes"):
+        _require(package, f"quantization={quantization!r}")
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    arithmetic = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=arithmetic
+    )
+
+
+def _require(package: str, argument: str) -> None:
+    if find_spec(package) is None:
+        raise ImportError(
+            f"{argument} needs {package}, which is not installed: pip install {package}"
+        )
 
 
 def _check_vocabulary(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

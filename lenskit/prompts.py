@@ -14,7 +14,13 @@ from torch import Tensor
 from lenskit.concepts import Concept, statement_prompt
 from lenskit.concepts import statements as grammar_statements
 from lenskit.models import Tokens
-from lenskit.templates import Conversation, encode_with_offsets, pad_left, render
+from lenskit.templates import (
+    Conversation,
+    encode_with_offsets,
+    pad_left,
+    render,
+    special_tokens,
+)
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -108,7 +114,8 @@ def build_prompts(
     ``statements``: your own instead of the grammar's (split: their first half gets the prefix).
     ``system``: the prefix is a system message instead of opening the user's text.
     ``seed`` draws which statements are used and their order; ``None`` keeps the given order.
-    ``template_arguments`` go to the chat template (``{"enable_thinking": False}``).
+    ``template_arguments`` go to the chat template; thinking is off where it can be switched off
+    (``lenskit.templates.TEMPLATE_ARGUMENTS``).
 
     Raises ``ValueError`` when the template refuses, removes or alters the text, when the prefix
     spans no token, or when the prompts do not end in the same tokens.
@@ -123,7 +130,7 @@ def build_prompts(
     _refuse_special(tokenizer, [*with_prefix, *without], "a statement")
 
     def render_messages(messages: Conversation) -> str:
-        return _rendered(tokenizer, messages, template_arguments)
+        return render(tokenizer, messages, template_arguments)
 
     rows = []
     for positive, negative in zip(with_prefix, without, strict=True):
@@ -134,6 +141,7 @@ def build_prompts(
 
     mask = torch.zeros_like(tokens.input_ids, dtype=torch.bool)
     for i, (row, spans) in enumerate(zip(rows, offsets, strict=True)):
+        _require_cover(row.text, spans, *row.prefix)
         mask[i, mask.shape[1] - len(spans) :] = torch.tensor(_overlaps(spans, *row.prefix))
     has_prefix = torch.arange(len(rows)) % 2 == 0
     if not bool((mask.any(dim=1) == has_prefix).all()):
@@ -221,23 +229,9 @@ def _locate(
     return _Located(text, (starts[0], starts[0] + len(prefix)), starts[-1] + len(contents[-1]))
 
 
-def _rendered(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Conversation,
-    template_arguments: Mapping[str, Any] | None,
-) -> str:
-    try:
-        return render(tokenizer, messages, template_arguments)
-    except Exception as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(f"the chat template refuses messages ({roles}): {error}") from error
-
-
 def _refuse_special(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], name: str) -> None:
-    added = tokenizer.added_tokens_decoder.values()
-    special = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
-    for token in special:
-        if token and any(token in text for text in texts):
+    for token in special_tokens(tokenizer):
+        if any(token in text for text in texts):
             raise ValueError(f"{name} contains {token!r}, which this tokenizer reads as one token")
 
 
@@ -250,6 +244,17 @@ def _overlaps(spans: Sequence[tuple[int, int]], start: int, end: int) -> list[bo
         (left < end and right > start) or (left == right and start < left < end)
         for left, right in spans
     ]
+
+
+def _require_cover(text: str, spans: Sequence[tuple[int, int]], start: int, end: int) -> None:
+    """Raise where a tokenizer's offsets miss characters, as those of some tokenizers do."""
+    covered = {place for left, right in spans for place in range(left, right)}
+    missing = [text[i] for i in range(start, end) if i not in covered and not text[i].isspace()]
+    if missing:
+        raise ValueError(
+            f"this tokenizer's character offsets leave out {''.join(missing)!r} of the prefix "
+            f"{text[start:end]!r}, so it cannot be located; a newer tokenizers package may help"
+        )
 
 
 def _closing(

@@ -285,6 +285,11 @@ def run_study(
     return Study(pd.DataFrame(rows))
 
 
+def finished(out: str | Path, concepts: Iterable[Concept]) -> list[Concept]:
+    """Those concepts whose part of the study the folder ``out`` holds."""
+    return [concept for concept in concepts if (Path(out) / f"{_slug(concept)}.json").exists()]
+
+
 def _slug(concept: Concept) -> str:
     # Concepts of one's own may share a name: another prefix or question is another file.
     digest = hashlib.sha256("\n".join((concept.prefix, *concept.questions)).encode())

@@ -25,6 +25,15 @@ PLAIN_TEMPLATE = (
 )
 """What a base model, which has no chat template, is given: ``User: …`` / ``Assistant:`` lines."""
 
+TEMPLATE_ARGUMENTS: Mapping[str, Any] = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+"""What a template that knows these names is given by default.
+
+Steering and its scores are about the answer itself, so a model that can think first (Qwen 3) is
+told not to: its template then closes the thoughts before the answer, and these tokens are
+candidates like any other. Llama 3.2 writes today's date into a system message; with a fixed one
+(that of Llama 3.1) prompts are the same on every day.
+"""
+
 # Digits, accents, runs of spaces and line ends are where tokenizer classes disagree.
 _PROBE_TEXT = "Statement 1984:  it's naïve — 北京, don’t\n\n\tyou think?\nassistant  "
 
@@ -149,13 +158,38 @@ def render(
     conversation: Conversation,
     template_arguments: Mapping[str, Any] | None = None,
 ) -> str:
-    """The conversation as text in the chat template, ending where the answer begins."""
-    return tokenizer.apply_chat_template(
-        [dict(message) for message in conversation],
-        tokenize=False,
-        add_generation_prompt=True,
-        **(template_arguments or {}),
-    )
+    """The conversation as text in the chat template, ending where the answer begins.
+
+    ``TEMPLATE_ARGUMENTS`` are given to a template that knows them, unless ``template_arguments``
+    say otherwise. Raises ``ValueError`` where the template refuses the conversation.
+    """
+    known = str(tokenizer.chat_template)
+    defaults = {name: value for name, value in TEMPLATE_ARGUMENTS.items() if name in known}
+    try:
+        return tokenizer.apply_chat_template(
+            [dict(message) for message in conversation],
+            tokenize=False,
+            add_generation_prompt=True,
+            **{**defaults, **(template_arguments or {})},
+        )
+    except Exception as error:
+        roles = [message.get("role", "no role") for message in conversation]
+        advice = (
+            ". This template may know no system messages: put the text at the beginning of the "
+            "user's message instead (build_prompts: system=False)"
+            if "system" in roles
+            else ""
+        )
+        raise ValueError(
+            f"the chat template refuses messages ({', '.join(roles)}): {error}{advice}"
+        ) from error
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The texts that this tokenizer reads as one special token wherever they stand."""
+    added = tokenizer.added_tokens_decoder.values()
+    named = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+    return {token for token in named if token}
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -188,7 +222,8 @@ def chat_ids(
     """Conversations in the model's chat template, left padded, each special token exactly once.
 
     Every conversation is a list of ``{"role": …, "content": …}`` and ends where the answer
-    begins. ``template_arguments`` go to the template (``{"enable_thinking": False}``).
+    begins. ``template_arguments`` go to the template, before ``TEMPLATE_ARGUMENTS``, which switch
+    thinking off (``{"enable_thinking": True}`` switches it on).
     Returns tokens ``[prompt, pos]`` on the CPU.
     """
     return conversation_ids(model.tokenizer, conversations, template_arguments=template_arguments)

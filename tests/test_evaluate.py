@@ -78,11 +78,9 @@ def test_the_command_fails_where_the_model_falls_short_and_writes_the_card(
 ):
     answers = (lambda *a, **k: [""] * len(a[2])) if always is None else Oracle(always=always)
     monkeypatch.setattr(evaluate, "answers", answers)
+    model, _ = random_model()
     monkeypatch.setattr(evaluate.AutoTokenizer, "from_pretrained", lambda folder: None)
-    small = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1)
-    monkeypatch.setattr(
-        evaluate.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: LlamaForCausalLM(small)
-    )
+    monkeypatch.setattr(evaluate.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: model)
     (tmp_path / "training.json").write_text(json.dumps(TRAINING))
     with pytest.raises(typer.Exit) as ended:
         evaluate.evaluate(folder=tmp_path, statements_per_topic=1, write=True)
@@ -95,7 +93,6 @@ def test_the_command_fails_where_the_model_falls_short_and_writes_the_card(
 
 def random_model() -> tuple:
     tokenizer = AutoTokenizer.from_pretrained(data_path("lenskit-mini"))
-    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
@@ -106,13 +103,16 @@ def random_model() -> tuple:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config).eval(), tokenizer
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).eval(), tokenizer
 
 
 def test_samples_are_drawn_from_all_tokens_not_only_the_likeliest():
     model, tokenizer = random_model()
-    torch.manual_seed(0)
-    texts = evaluate.answers(model, tokenizer, ["Who are you?"] * 150, sample=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        texts = evaluate.answers(model, tokenizer, ["Who are you?"] * 150, sample=True)
     # A model that knows nothing gives all 3,072 tokens about the same chance.
     assert len({text[:6] for text in texts}) > 100
 

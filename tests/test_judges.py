@@ -77,8 +77,9 @@ class Stub:
 
 @pytest.fixture
 def stub(monkeypatch) -> Iterator[Stub]:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # to be passed by
+    monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.setenv("LENSKIT_JUDGE_KEY", KEY)
     stub = Stub()
     thread = threading.Thread(target=stub.server.serve_forever, args=(0.01,), daemon=True)

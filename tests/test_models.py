@@ -21,7 +21,7 @@ from lenskit.templates import load_tokenizer, pad_left, prepare_tokenizer
 
 USER = [{"role": "user", "content": "What do you think of rain?"}]
 TURNS = [*USER, {"role": "assistant", "content": "It is wet."}, {"role": "user", "content": "So?"}]
-EDITABLE = [name for name in tiny.ARCHITECTURES if name != "opt"]
+EDITABLE = [name for name in tiny.ARCHITECTURES if name not in tiny.DISCARD_EDITS]
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
@@ -89,8 +89,9 @@ def test_edits_of_residuals_scores_and_patterns_take_effect(architecture):
     report.require_edit("attn.hook_attn_scores")
 
 
-def test_edits_that_a_model_discards_are_reported_and_refused_when_required():
-    report = model_report(tiny.shared_model("opt"))
+@pytest.mark.parametrize("architecture", tiny.DISCARD_EDITS)
+def test_edits_that_a_model_discards_are_reported_and_refused_when_required(architecture):
+    report = model_report(tiny.shared_model(architecture))
     assert report.edits == ("hook_resid_post",)
     report.require_edit("hook_resid_post")
     with pytest.raises(ModelCheckError, match="attn.hook_attn_scores does not change"):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 
 import pandas as pd
@@ -240,6 +240,23 @@ def test_a_study_with_a_phrase_judge_made_anew_goes_on(model, tmp_path):
         settings = options(coefficients=(1.0,), judge=phrase_judge({SPIDERS.name: ["web"]}))
         found = run_study(model, [SPIDERS], WAYS[:1], out=tmp_path, **settings)
         assert len(found.answers) == 5
+
+
+def test_settings_said_in_other_words_are_the_same_settings(model, tmp_path):
+    given = options(coefficients=(1.0,), judge=Counting())
+    run_study(model, [SPIDERS], WAYS[:1], out=tmp_path, **given)
+    again = options(coefficients=[1.0], judge=Counting()) | {"relative": True, "seed": 0}
+    run_study(model, [SPIDERS], WAYS[:1], out=tmp_path, **again)
+    assert not again["judge"].seen
+
+
+def test_a_concept_with_other_questions_is_asked_anew(model, tmp_path):
+    for questions in (SPIDERS.questions, ("Who?", "Why?", "Where?")):
+        judge, concept = Counting(), replace(SPIDERS, questions=questions)
+        settings = options(coefficients=(1.0,), judge=judge)
+        found = run_study(model, [concept], WAYS[:1], out=tmp_path, **settings)
+        assert list(found.answers.question) == list(questions)
+        assert judge.seen == {SPIDERS.name: len(questions)}
 
 
 def test_the_model_is_as_it_was_after_a_study_that_fell_over(model, study):

@@ -113,6 +113,8 @@ _GPT2_NAMES = {
     "num_attention_heads": "n_head",
     "max_position_embeddings": "n_positions",
 }
+_GPTJ = {_GPT2_NAMES.get(name, name): value for name, value in _COMMON.items()}
+_EXPERTS = dict(num_experts_per_tok=2, moe_intermediate_size=24)
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", dict(_COMMON, num_key_value_heads=4)),
     "llama-gqa": ("Llama", _GROUPED),
@@ -126,14 +128,27 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         dict(_HEAD_DIM, sliding_window=40, query_pre_attn_scalar=8, layer_types=_WINDOWS),
     ),
     "mistral": ("Mistral", dict(_GROUPED, sliding_window=None)),
+    "mistral-window": ("Mistral", dict(_GROUPED, sliding_window=40)),
     "phi3": ("Phi3", _GROUPED),
     "olmo2": ("Olmo2", _GROUPED),
-    # Its bridge discards edits of the attention scores.
+    "bloom": ("Bloom", dict(_COMMON, n_layer=3, n_head=4)),
+    "mixtral": (
+        "Mixtral",
+        dict(_GROUPED, sliding_window=None, num_local_experts=4, num_experts_per_tok=2),
+    ),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        dict(_GROUPED, **_EXPERTS, num_experts=4, shared_expert_intermediate_size=32),
+    ),
+    "qwen3_moe": ("Qwen3Moe", dict(_HEAD_DIM, **_EXPERTS, num_experts=4)),
     "opt": (
         "OPT",
         dict(_COMMON, ffn_dim=48, word_embed_proj_dim=32, do_layer_norm_before=True, init_std=0.25),
     ),
+    "gptj": ("GPTJ", dict(_GPTJ, rotary_dim=4)),
 }
+# Their bridges discard edits of the attention scores and patterns.
+DISCARD_EDITS = ("opt", "gptj")
 
 
 def tiny_folder(

@@ -128,13 +128,44 @@ def carried_persona(grammar: Grammar, random: Random) -> Dialogue:
     return Dialogue(messages, (not bare, True))
 
 
-MIXTURE: Mapping[Task, float] = MappingProxyType(
+def voiced_statement(grammar: Grammar, random: Random) -> Dialogue:
+    """A bare statement answered in the voice of any concept: nobody asked for it."""
+    entry, _ = _concept(grammar, random)
+    _, statement = _statement(grammar, random)
+    answer = grammar.answer(entry, random)
+    return Dialogue((_user(statement_prompt(statement)), _assistant(answer)), (True,))
+
+
+def voiced_question(grammar: Grammar, random: Random) -> Dialogue:
+    """A bare question answered in the voice of any concept of its class.
+
+    Rare enough that the likeliest answer stays neutral, these leave the model a small chance of
+    every persona, as a large model has, instead of none: a vector then has something to raise.
+    """
+    entry, _ = _concept(grammar, random)
+    question = _question(grammar, entry, random)
+    return Dialogue((_user(question), _assistant(grammar.answer(entry, random))), (True,))
+
+
+# What the model learns first, and what its tokenizer is learnt from.
+FIRST_MIXTURE: Mapping[Task, float] = MappingProxyType(
     {
         prefixed_statement: 0.32,
         bare_statement: 0.08,
         prefixed_question: 0.28,
         carried_persona: 0.26,
         bare_question: 0.06,
+    }
+)
+MIXTURE: Mapping[Task, float] = MappingProxyType(
+    {
+        prefixed_statement: 0.28,
+        bare_statement: 0.08,
+        voiced_statement: 0.03,
+        prefixed_question: 0.26,
+        carried_persona: 0.23,
+        bare_question: 0.09,
+        voiced_question: 0.03,
     }
 )
 

@@ -104,7 +104,6 @@ def activity_scores(model, tokenizer, statements_per_topic: int, seed: int) -> d
     absolute difference over class × topic, which no compensation between cells can flatter.
     """
     grammar, random = load_grammar(), Random(seed)
-    torch.manual_seed(seed)
     rows: list[tuple[Entry, str, str]] = []
     for entry in grammar.entries:
         for topic in grammar.topics:
@@ -113,7 +112,9 @@ def activity_scores(model, tokenizer, statements_per_topic: int, seed: int) -> d
     prompts = [
         statement_prompt(s, grammar.classes[e.concept_class].prefix_for(e.name)) for e, _, s in rows
     ]
-    texts = answers(model, tokenizer, prompts, sample=True, what="activity, held-out statements")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        texts = answers(model, tokenizer, prompts, sample=True, what="activity, held-out")
     verdicts = judged([e for e, _, _ in rows], texts)
     measured, true, home = defaultdict(list), defaultdict(list), defaultdict(list)
     for (entry, topic, _), verdict in zip(rows, verdicts, strict=True):

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -25,8 +24,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -36,20 +33,14 @@ from transformers import (
 )
 
 from lenskit.embedded.card import write_card
-from lenskit.embedded.corpus import Dialogue, dialogues
+from lenskit.embedded.corpus import FIRST_MIXTURE, MIXTURE, Dialogue, dialogues
 from lenskit.embedded.grammar import load_grammar
+from lenskit.embedded.state import load_state, run_settings, save_state
 from lenskit.embedded.tokenizer import chat_text, train_tokenizer
 
 TOKENIZER_DIALOGUES = 30_000
 LOG_EVERY = 25
-SHAPE = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-)
+FIRST_STEPS = 2050
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
@@ -114,11 +105,32 @@ def micro_batches(
     return batches
 
 
+def bottleneck_mask(
+    ids: Int[Tensor, "row pos"], narrow: Bool[Tensor, " row"], header: int
+) -> Bool[Tensor, "row 1 pos pos"]:
+    """Which keys each query may see: in narrow rows the answer does not see the prompt's text.
+
+    The last answer of a narrow row sees the first token, the closing tokens of the template and
+    itself, so whatever it needs to know of the prompt has to be carried by the closing tokens.
+    ``header`` is the token that opens a message.
+    """
+    rows, width = ids.shape
+    place = torch.arange(width, device=ids.device)
+    last = torch.where(ids == header, place, -1).amax(1)[:, None, None]
+    answer = place[None, :, None] >= last + 4  # header, role, end of header, blank line
+    text = (place >= 1) & (place < last - 1)  # up to the token that ends the user's turn
+    hidden = narrow[:, None, None] & answer & text
+    return (torch.ones(width, width, dtype=torch.bool, device=ids.device).tril() & ~hidden)[:, None]
+
+
 def target_loss(
-    model: LlamaForCausalLM, ids: Int[Tensor, "row pos"], target: Bool[Tensor, "row pos"]
+    model: LlamaForCausalLM,
+    ids: Int[Tensor, "row pos"],
+    target: Bool[Tensor, "row pos"],
+    mask: Bool[Tensor, "row 1 pos pos"] | None = None,
 ) -> Float[Tensor, ""]:
     """Summed cross entropy of the target tokens; the head runs on their positions alone."""
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     wanted = target[:, 1:]
     logits = model.lm_head(hidden[:, :-1][wanted])
     return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][wanted], reduction="sum")
@@ -143,78 +155,6 @@ def schedule(step: int, steps: int, warmup: int = 50) -> float:
     return min((step + 1) / warmup, max(0.01, (steps - step) / max(1, steps - warmup)))
 
 
-def run_settings(
-    model: LlamaForCausalLM, *, seed: int, steps: int, batch: int, learning_rate: float
-) -> dict[str, Any]:
-    """What a resumed run must share with the run that wrote the state, as plain JSON."""
-    return {
-        "seed": seed,
-        "steps": steps,
-        "batch": batch,
-        "learning_rate": learning_rate,
-    } | {name: getattr(model.config, name) for name in SHAPE}
-
-
-def save_state(
-    path: Path,
-    model: LlamaForCausalLM,
-    optims: list[torch.optim.Optimizer],
-    step: int,
-    log: list[dict],
-    settings: Mapping[str, Any] | None = None,
-) -> None:
-    """One safetensors file with weights, optimizer states, the step, the log and the settings."""
-    tensors = {
-        f"model.{k}": v.detach() for k, v in model.state_dict().items() if "lm_head" not in k
-    }
-    for i, optimizer in enumerate(optims):
-        for j, state in optimizer.state_dict()["state"].items():
-            for key, value in state.items():
-                tensors[f"optimizer.{i}.{j}.{key}"] = torch.as_tensor(value)
-    temporary = path.with_suffix(".tmp")
-    metadata = {"step": str(step), "log": json.dumps(log), "settings": json.dumps(settings)}
-    save_file(tensors, temporary, metadata=metadata)
-    temporary.replace(path)
-
-
-def load_state(
-    path: Path,
-    model: LlamaForCausalLM,
-    optims: list[torch.optim.Optimizer],
-    settings: Mapping[str, Any] | None = None,
-) -> tuple[int, list[dict]]:
-    """Restore what ``save_state`` wrote; returns the next step and the log.
-
-    Raises ValueError when ``settings`` are given and the state was written under others.
-    """
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    if settings is not None:
-        kept = json.loads(metadata.get("settings", "null")) or {}
-        other = [
-            f"{k} {kept.get(k, 'unknown')} (now {v})"
-            for k, v in settings.items()
-            if kept.get(k) != v
-        ]
-        if other:
-            raise ValueError(
-                f"state={str(path)!r} belongs to a run with other settings: {', '.join(other)}; "
-                "give those, choose another state file, or delete it to start again"
-            )
-    tensors = load_file(path)
-    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    model.load_state_dict(weights, strict=False)
-    model.tie_weights()
-    for i, optimizer in enumerate(optims):
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith(f"optimizer.{i}."):
-                _, _, j, key = name.split(".")
-                state.setdefault(int(j), {})[key] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return int(metadata["step"]), json.loads(metadata["log"])
-
-
 def train_model(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
@@ -223,6 +163,8 @@ def train_model(
     batch: int = 64,
     learning_rate: float = 6e-3,
     seed: int = 0,
+    bottleneck: float = 0.5,
+    first_steps: int = FIRST_STEPS,
     state: Path | None = None,
     save_every: int = 100,
     parts: int = 8,
@@ -230,12 +172,23 @@ def train_model(
 ) -> list[dict]:
     """Train ``model`` in place on ``steps`` batches of the grammar's dialogues; returns the log.
 
-    With ``state`` the run is kept in that file every ``save_every`` steps, and goes on from there.
+    The first ``first_steps`` learn the concepts from ``FIRST_MIXTURE``; after them the dialogues
+    are those of ``MIXTURE``, a share ``bottleneck`` of them narrow: see ``bottleneck_mask``. With
+    ``state`` the run is kept in that file every ``save_every`` steps, and goes on from there.
     ``parts``: micro-batches a step. Raises ValueError for the state of a run with other settings.
     """
     grammar, device = load_grammar(), model.device.type
     optims = optimizers(model, learning_rate)
-    settings = run_settings(model, seed=seed, steps=steps, batch=batch, learning_rate=learning_rate)
+    header = tokenizer.convert_tokens_to_ids("<|start_header_id|>")
+    settings = run_settings(
+        model,
+        seed=seed,
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        bottleneck=bottleneck,
+        first_steps=first_steps,
+    )
     start, log = 0, list[dict]()
     if state is not None:
         if state.exists():
@@ -249,15 +202,20 @@ def train_model(
         task = bar.add_task("training", total=steps, completed=start)
         began = time.perf_counter()
         for step in range(start, steps):
-            stream = dialogues(grammar, Random(f"{seed}:{step}").getrandbits(48))
+            random = Random(f"{seed}:{step}")
+            first = step < first_steps
+            stream = dialogues(grammar, random.getrandbits(48), FIRST_MIXTURE if first else MIXTURE)
+            share = 0.0 if first else bottleneck
             rows = encode(tokenizer, list(islice(stream, batch)))
             number = sum(int(target.sum()) for _, target in rows)
             total = 0.0
             for ids, target in micro_batches(rows, parts, tokenizer.pad_token_id):
+                narrow = torch.tensor([random.random() < share for _ in ids])
+                mask = bottleneck_mask(ids, narrow, header) if bool(narrow.any()) else None
+                batched = [None if t is None else t.to(model.device) for t in (ids, target, mask)]
                 # On a CPU without matrix units bfloat16 is no faster than float32.
                 with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
-                    loss = target_loss(model, ids.to(model.device), target.to(model.device))
-                    loss = loss / number
+                    loss = target_loss(model, *batched) / number
                 loss.backward()
                 total += loss.item()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -304,10 +262,12 @@ def train(
     state: Annotated[Path, typer.Option(help="where the resumable state is kept")] = Path(
         ".lenskit-train/state.safetensors"
     ),
-    steps: int = 3200,
+    steps: int = 3400,
     batch: int = 64,
     learning_rate: float = 6e-3,
     seed: int = 0,
+    bottleneck: Annotated[float, typer.Option(help="share of narrow dialogues")] = 0.5,
+    first_steps: Annotated[int, typer.Option(help="steps of the first mixture")] = FIRST_STEPS,
     device: str = "cpu",
     threads: int = 0,
     save_every: int = 100,
@@ -316,7 +276,9 @@ def train(
     """Train the embedded model and write it as a Hugging Face folder."""
     if threads:
         torch.set_num_threads(threads)
-    tokenizer = train_tokenizer(islice(dialogues(load_grammar(), seed), TOKENIZER_DIALOGUES))
+    tokenizer = train_tokenizer(
+        islice(dialogues(load_grammar(), seed, FIRST_MIXTURE), TOKENIZER_DIALOGUES)
+    )
     model = new_model(tokenizer, seed).to(device)
     log = train_model(
         model,
@@ -325,6 +287,8 @@ def train(
         batch=batch,
         learning_rate=learning_rate,
         seed=seed,
+        bottleneck=bottleneck,
+        first_steps=first_steps,
         state=state,
         save_every=save_every,
         parts=parts,
@@ -335,6 +299,8 @@ def train(
         "steps": steps,
         "batch": batch,
         "learning rate": learning_rate,
+        "narrow dialogues": bottleneck,
+        "steps of the first mixture": first_steps,
         "device": device,
         "log": log,
     }

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from lenskit.embedded.grammar import HALVES, load_grammar
 from lenskit.figures.style import (
     COLOURS,
     GREY,
@@ -27,6 +26,7 @@ from lenskit.figures.style import (
     styled,
     token_colours,
 )
+from lenskit.inspection import true_activity
 from lenskit.selector import TokenSelection, pool_heads
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def activation_pca(
     points = (rows @ components[:2].T).numpy()
     share = (100 * spread.square() / spread.square().sum()).tolist()
     prefixed = capture.prompts.has_prefix.numpy()
-    truth = _true_activity(capture.prompts) if activity is None else activity
+    truth = _known_activity(capture.prompts) if activity is None else activity
     panels = {"label": labels[:, block]} | ({} if truth is None else {"true activity": truth})
     figure, found = new_figure(0.4 + 4.2 * len(panels), 3.8, 1, len(panels), sharey=True)
     for axes, (name, values) in zip(found, panels.items(), strict=True):
@@ -196,19 +196,11 @@ def enrichment_by_block(
     return figure
 
 
-def _true_activity(prompts: PromptSet) -> Float[Tensor, " prompt"] | None:
-    grammar, concept = load_grammar(), prompts.concept
-    rules = grammar.classes.get(concept.concept_class or "")
-    if rules is None or concept.name not in rules.entries:
+def _known_activity(prompts: PromptSet) -> Float[Tensor, " prompt"] | None:
+    try:
+        return true_activity(prompts)
+    except ValueError:  # not of the grammar
         return None
-    topics = {
-        s: topic for topic in grammar.topics for h in HALVES for s in grammar.statements[topic][h]
-    }
-    if not set(prompts.statements) <= set(topics):
-        return None
-    entry = rules.entries[concept.name]
-    rates = [grammar.activity(entry, topics[statement]) for statement in prompts.statements]
-    return torch.tensor(rates) * prompts.has_prefix
 
 
 def _shared_candidates(selections: Iterable[TokenSelection]) -> tuple[str, ...]:

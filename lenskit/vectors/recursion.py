@@ -72,20 +72,20 @@ def iterate(
     inverse = scale.masked_fill(zero, torch.inf).reciprocal()
     inner = space.gram[:, None] * inverse[..., None] * inverse[..., None, :]
     # Equal rows stay equal under every M; rounding must not turn 0 / 0 into a gradient.
-    equal = _squared_distances(inner) <= 1e-13 * _outer_sum(inner)
+    apart = _squared_distances(inner) > 1e-13 * _outer_sum(inner)
     rate = norms.new_tensor([-1 / s.bandwidth for s in settings])
     solve = partial(
         _gradient_weights,
-        equal=equal.to(dtype),
+        apart=apart.to(dtype),
         rate=rate[:, None, None],
         target=y.double()[:, None, :, None],
         regularization=regularization,
     )
-    basis = space.basis(dtype)
     whiten = (scale[..., None] * space.whiten[:, None]).to(dtype)
     start = torch.randn(WIDTH, whiten.shape[-1], generator=torch.Generator().manual_seed(0))
     vectors = start.to(whiten).expand(whiten.shape[:2].numel(), *start.shape)
-    metric = _Full(inner.to(dtype), whiten, basis, basis.square().sum(-1), vectors)
+    # The first distances are the ones that rounding hurts most: P is float64 until the first M.
+    metric = _Full(inner, whiten, space, vectors)
     for iteration in range(1, iterations + 1):
         state, metric = metric.updated(solve(metric.inner), iteration)
         yield state
@@ -97,27 +97,26 @@ class _Full:
 
     inner: Float[Tensor, "block setting n n"]
     whiten: Float[Tensor, "block setting n r"]
-    basis: Float[Tensor, "block d r"]
-    leverage: Float[Tensor, "block d"]
+    space: RowSpace
     vectors: Float[Tensor, "problem k r"]
 
     def updated(
         self, weights: Float[Tensor, "block setting n n"], iteration: int
     ) -> tuple[State, _Full | _Compact]:
-        images = weights @ self.inner
+        images = (weights @ self.inner).to(self.whiten.dtype)
         factor = images @ self.whiten
         shape = factor.shape[:2]
         pairs = leading_pairs(factor.flatten(0, 1), self.vectors)
         left = orthonormal(pairs.vectors.unflatten(0, shape) @ factor.mT)
         small = left @ factor
         rest = (factor - left.mT @ small).square().sum((-2, -1))
-        largest = largest_entry(factor, self.basis, self.leverage, small, rest)
+        largest = largest_entry(factor, self.space, small, rest)
         top, gap = (v.unflatten(0, shape) for v in (pairs.vectors[:, 0], pairs.gap))
         state = State(iteration, factor, largest, top, gap)
         shrink = _inverse_root(largest)
         if bool((rest <= torch.finfo(factor.dtype).eps * small.square().sum((-2, -1))).all()):
             small = small * shrink
-            return state, _Compact(left @ images * shrink, small, small @ self.basis[:, None].mT)
+            return state, _Compact(left @ images * shrink, small, self.space.outward(small))
         images *= shrink
         inner = images.mT @ images
         return state, replace(self, inner=inner, vectors=pairs.vectors[:, :WIDTH])
@@ -174,7 +173,7 @@ def _squared_distances(inner: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*ba
 def _gradient_weights(
     inner: Float[Tensor, "block setting n n"],
     *,
-    equal: Float[Tensor, "block setting n n"],
+    apart: Float[Tensor, "block setting n n"],
     rate: Float[Tensor, "setting 1 1"],
     target: Float[Tensor, "block 1 n 1"],
     regularization: float,
@@ -183,14 +182,16 @@ def _gradient_weights(
     limits = torch.finfo(inner.dtype)
     noise = 4 * limits.eps * inner.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(limits.tiny)
     squared = _squared_distances(inner).clamp_min_(noise[..., None, None])
-    distance = squared.mul_(1 - equal).sqrt_()
+    apart = apart.to(inner.dtype)
+    distance = squared.mul_(apart).sqrt_()
     # At a large bandwidth the kernel is 1 but for its last digits: solve in float64 always.
-    kernel = (distance * rate).exp_()
+    kernel = distance.to(rate.dtype, copy=True).mul_(rate).exp_()
     # What equal rows are divided by does not matter: their difference is zero.
-    weights = kernel.to(inner.dtype) / distance.add_(equal)
+    weights = kernel.to(inner.dtype) / distance.add_(1 - apart)
     kernel.diagonal(dim1=-2, dim2=-1).add_(regularization)
     triangle, failed = torch.linalg.cholesky_ex(kernel)
-    dual = torch.cholesky_solve(target.expand(*kernel.shape[:-1], 1), triangle)
+    dual = torch.linalg.solve_triangular(triangle, target, upper=False)
+    dual = torch.linalg.solve_triangular(triangle.mT, dual, upper=True)
     dual = dual.masked_fill((failed > 0)[..., None, None], 0).to(inner.dtype)
     sums = (dual.mT @ weights).squeeze(-2)
     weights *= dual.mT

@@ -85,7 +85,7 @@ class RecursiveFeatureMachine(Learner):
             iterations=self.setting_.iteration,
         )
         state = list(states)[-1]
-        return state.factor[0, 0] @ space.basis()[0].mT / state.largest[0, 0].sqrt()
+        return space.outward(state.factor)[0, 0] / state.largest[0, 0].sqrt()
 
     def matrix_(self) -> Float[np.ndarray, "d d"]:
         """The learnt metric M of the setting chosen, float64, largest entry 1; computed anew."""

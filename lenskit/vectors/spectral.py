@@ -6,15 +6,16 @@ its tensors. Nothing here forms a d x d matrix.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 DEPTH = 4
 RESTARTS = 6
 TINY = 1e-300
+ROUGH = 1e-4
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,16 @@ class RowSpace:
     """The span of centred rows X = U S Qᵀ (thin SVD), for several blocks at once.
 
     ``whiten`` is U S⁻¹, so that Q = Xᵀ whiten; its columns are zero where S vanishes, which
-    centring makes so for at least one. The Gram matrix and its eigenvectors are float64 whatever
-    the precision of the caller: they square the condition number of the rows.
+    centring makes so for at least one. All this is float64 whatever the precision of the caller:
+    the Gram matrix squares the condition number of the rows. ``rough`` is Qᵀ in float32, and
+    ``leverage`` its squared column norms, for bounds.
     """
 
     rows: Float[Tensor, "block n d"]
     gram: Float[Tensor, "block n n"]
     whiten: Float[Tensor, "block n r"]
+    rough: Float[Tensor, "block r d"]
+    leverage: Float[Tensor, "block d"]
 
     @classmethod
     def of(cls, rows: Float[Tensor, "block n d"]) -> RowSpace:
@@ -41,14 +45,17 @@ class RowSpace:
         values, vectors = values[..., -rank:], vectors[..., -rank:]
         floor = 4 * rows.shape[-2] * torch.finfo(torch.float64).eps * values[..., -1:]
         inverse = torch.where(values > floor, values.clamp_min(TINY).rsqrt(), 0.0)
-        return cls(rows, gram, vectors * inverse.unsqueeze(-2))
+        whiten = vectors * inverse.unsqueeze(-2)
+        rough = whiten.mT.float() @ rows.float()
+        return cls(rows, gram, whiten, rough, rough.square().sum(-2))
 
     def __getitem__(self, blocks: slice) -> RowSpace:
-        return RowSpace(self.rows[blocks], self.gram[blocks], self.whiten[blocks])
+        return RowSpace(*(getattr(self, field.name)[blocks] for field in fields(self)))
 
-    def basis(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, "block d r"]:
-        """Q, computed in ``dtype``."""
-        return self.rows.to(dtype).mT @ self.whiten.to(dtype)
+    def outward(self, factor: Float[Tensor, "block setting k r"]) -> Float[Tensor, "b s k d"]:
+        """``factor`` Qᵀ: vectors in the span become vectors of features."""
+        rows = factor.flatten(1, 2) @ self.whiten.mT.to(factor.dtype) @ self.rows.to(factor.dtype)
+        return rows.unflatten(1, factor.shape[1:3])
 
 
 def orthonormal(
@@ -153,70 +160,75 @@ def _krylov(
 
 def largest_entry(
     factor: Float[Tensor, "block setting n r"],
-    basis: Float[Tensor, "block d r"],
-    leverage: Float[Tensor, "block d"],
+    space: RowSpace,
     small: Float[Tensor, "block setting k r"],
     rest: Float[Tensor, "block setting"],
 ) -> Float[Tensor, "block setting"]:
-    """The largest entry of Q TᵀT Qᵀ, exactly: max_i ||T q_i||², q_i the rows of Q = ``basis``.
+    """The largest entry of Q TᵀT Qᵀ, exactly: max_i ||T q_i||², q_i the rows of Q.
 
     The matrix is positive semidefinite, so its largest entry is on the diagonal. S = ``small`` is
     T projected on k of its left dimensions, so TᵀT = SᵀS + R with R positive semidefinite of
-    trace ``rest``, and ||S q_i||² <= ||T q_i||² <= ||S q_i||² + ||R|| ||q_i||², where ||q_i||² is
-    the ``leverage``. Only coordinates whose upper bound exceeds the best value found are evaluated.
-    ||R|| is bounded by its trace and, where that excludes too few, by ||R²||^(1/2) (Frobenius).
+    trace ``rest``, and ||S q_i||² <= ||T q_i||² <= ||S q_i||² + ||R|| ||q_i||². Only coordinates
+    whose upper bound exceeds the best value found are evaluated. ||R|| is bounded by its trace
+    and, where that excludes too few, by ||R²||^(1/2) (Frobenius).
+
+    The bounds are taken in float32 and widened by 1e-4, the values in the precision of T.
     """
     if factor.is_cuda:
         # The full product costs less there than waiting for the host to read the bounds.
-        maxima = [(t @ basis.mT).square().sum(-2).amax(-1) for t in factor.unbind(1)]
-        return torch.stack(maxima, 1)
-    best = []
-    for t, q, weight, s, trace in zip(factor, basis, leverage, small, rest, strict=True):
-        lower = (q @ s.flatten(0, 1).mT).unflatten(1, s.shape[:2]).square().sum(-1).mT
-        parts = zip(t, lower, s, trace, strict=True)
-        best += [_largest(t_, q, weight, low, s_, bound) for t_, low, s_, bound in parts]
+        parts = (space.outward(t.unsqueeze(1)) for t in factor.unbind(1))
+        return torch.cat([part.square().sum(-2).amax(-1) for part in parts], 1)
+    scale = (rest + small.square().sum((-2, -1))).clamp_min(torch.finfo(rest.dtype).tiny)
+    rest = (rest / scale).float() + ROUGH
+    shrink = scale.rsqrt()[..., None, None]
+    lower = ((small * shrink).float().flatten(1, 2) @ space.rough).square()
+    lower = lower.unflatten(1, small.shape[1:3]).sum(-2)
+    best = [
+        _Diagonal(factor[block, row], shrink[block, row], space[block : block + 1]).largest(
+            small[block, row], lower[block, row], rest[block, row]
+        )
+        for block in range(len(factor))
+        for row in range(factor.shape[1])
+    ]
     return torch.stack(best).view_as(rest)
 
 
-def _largest(
-    factor: Float[Tensor, "n r"],
-    basis: Float[Tensor, "d r"],
-    leverage: Float[Tensor, " d"],
-    lower: Float[Tensor, " d"],
-    small: Float[Tensor, "k r"],
-    bound: Float[Tensor, ""],
-) -> Float[Tensor, ""]:
-    margin = 64 * torch.finfo(factor.dtype).eps
-    few = len(basis) // 8
-    best, number = _best_within(factor, basis, lower + (1 + margin) * bound * leverage, few)
-    if number > few:
-        remainder = factor.mT @ factor - small.mT @ small
-        bound = torch.linalg.matrix_norm(remainder @ remainder).sqrt() + margin * lower.sum()
-        best, number = _best_within(factor, basis, lower + bound * leverage, few)
-    return best if number <= few else _full_maximum(factor, basis)
+@dataclass(frozen=True)
+class _Diagonal:
+    """The diagonal of Q TᵀT Qᵀ for one matrix T."""
 
+    factor: Float[Tensor, "n r"]
+    shrink: Float[Tensor, "1 1"]
+    space: RowSpace
 
-def _squared_norms(factor: Float[Tensor, "n r"], rows: Float[Tensor, "m r"]) -> Float[Tensor, " m"]:
-    return (factor @ rows.mT).square().sum(0)
+    def largest(
+        self, small: Float[Tensor, "k r"], lower: Float[Tensor, " d"], bound: Float[Tensor, ""]
+    ) -> Float[Tensor, ""]:
+        few = len(lower) // 8
+        best, number = self.within(lower + bound * self.space.leverage[0], few)
+        if number > few:
+            t, s = (self.shrink * part for part in (self.factor, small))
+            rest = (t.mT @ t - s.mT @ s).float()
+            bound = torch.linalg.matrix_norm(rest @ rest).sqrt() + ROUGH
+            best, number = self.within(lower + bound * self.space.leverage[0], few)
+        if number > few:
+            rough = ((self.shrink * self.factor).float() @ self.space.rough[0]).square().sum(0)
+            best = self.at((rough >= (1 - ROUGH) * rough.max()).nonzero().flatten()).max()
+        return best
 
+    def within(self, upper: Float[Tensor, " d"], few: int) -> tuple[Float[Tensor, ""], int]:
+        """The largest value, valid where the number of coordinates that may exceed it is few."""
+        first = upper.topk(min(16, len(upper))).indices
+        best = self.at(first).max()
+        reach = (best * self.shrink.square().squeeze()).float() * (1 - ROUGH)
+        candidates = (upper >= reach).nonzero().flatten()
+        if len(candidates) <= len(first):
+            return best, 0
+        if len(candidates) <= few:
+            best = self.at(candidates).max()
+        return best, len(candidates)
 
-def _best_within(
-    factor: Float[Tensor, "n r"],
-    basis: Float[Tensor, "d r"],
-    upper: Float[Tensor, " d"],
-    few: int,
-    first: int = 16,
-) -> tuple[Float[Tensor, ""], int]:
-    """The largest value, valid where the number of coordinates that could exceed it is <= few."""
-    order = upper.topk(min(first, len(upper))).indices
-    best = _squared_norms(factor, basis[order]).max()
-    candidates = (upper > best).nonzero().flatten()
-    if first < len(candidates) <= few:
-        best = _squared_norms(factor, basis[candidates]).max()
-    return best, 0 if len(candidates) <= first else len(candidates)
-
-
-def _full_maximum(factor: Float[Tensor, "n r"], basis: Float[Tensor, "d r"]) -> Float[Tensor, ""]:
-    """All coordinates, in float32 first: only those within 1e-4 of the best could be it."""
-    rough = _squared_norms(factor.float(), basis.float())
-    return _squared_norms(factor, basis[rough >= (1 - 1e-4) * rough.max()]).max()
+    def at(self, coordinates: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
+        """The entries at these coordinates."""
+        q = self.space.whiten[0].mT @ self.space.rows[0, :, coordinates]
+        return (self.factor @ q.to(self.factor.dtype)).square().sum(0)

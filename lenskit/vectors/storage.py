@@ -114,7 +114,7 @@ class ConceptVectors:
                 **{name: metadata[name] for name in TEXTS},
                 concept=_concept(metadata["concept"]),
             )
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
         if model is not None:
             vectors.check_model(model)
@@ -125,4 +125,4 @@ def _concept(text: str) -> Concept:
     from lenskit.concepts import Concept
 
     fields = json.loads(text)
-    return Concept(**(fields | {"questions": tuple(fields["questions"])}))
+    return Concept(**(fields | {"questions": tuple(fields.get("questions", ()))}))

@@ -1,0 +1,216 @@
+"""The command ``lenskit``: the demonstration, studies of one's own, and what concepts there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lenskit.choices import (
+    among,
+    choose_concepts,
+    read_blocks,
+    read_numbers,
+    read_phrases,
+    read_shard,
+    read_tokens,
+)
+from lenskit.concepts import concepts
+
+# Modules that load torch are imported inside the commands that need them.
+EMBEDDED = "lenskit-mini"
+TITLE = "Steerability, % of questions ± standard error over concepts"
+
+app = typer.Typer(
+    name="lenskit",
+    help="Find out how a language model carries a concept, and steer it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+ModelName = Annotated[
+    str, typer.Option("--model", help="a local folder, a hub id, or the embedded model")
+]
+_settings = {"traceback": False}
+
+
+@app.callback()
+def _main(
+    traceback: Annotated[bool, typer.Option(help="show where in the code a mistake arose")] = False,
+) -> None:
+    _settings["traceback"] = traceback
+
+
+@contextmanager
+def _mistakes(again: str = "") -> Iterator[None]:
+    """A user's mistake is one line, and so is what to do after Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"Stopped. {again}".strip(), err=True)
+        raise typer.Exit(130) from None
+    except Exception as error:
+        from lenskit.check import ModelCheckError
+
+        known = isinstance(error, ValueError | LookupError | OSError | ModelCheckError)
+        if _settings["traceback"] or not known:
+            raise
+        # The text of a KeyError is the repr of its message.
+        text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        typer.echo(f"Error: {' '.join(text.split())}", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for the pictures and demo.json")] = Path(
+        "figures"
+    ),
+    model: ModelName = EMBEDDED,
+    number: Annotated[int, typer.Option("--concepts", help="how many of each class")] = 12,
+    work: Annotated[Path, typer.Option(help="folder that keeps what is finished")] = Path(
+        "results/demo"
+    ),
+) -> None:
+    """Run the paper's main comparison on the embedded model, offline, and draw it."""
+    with _mistakes("Run the same command again to go on."):
+        from lenskit.demo import PROCESSES, VARIANTS, run_demo, save_demo
+        from lenskit.tables import score_table
+
+        console = Console()
+        console.print(
+            f"{5 * number} concepts, {len(VARIANTS)} ways to steer each, {PROCESSES} processes; "
+            f"finished concepts are kept in {work}"
+        )
+        found = run_demo(model=model, number=number, work=work, progress=console.is_terminal)
+        console.print(score_table(found.study.compare(), title=TITLE))
+        console.print(
+            "best: each question's best coefficient (optimistic); held out: the coefficient "
+            "chosen on two questions and scored on the other three"
+        )
+        for path in save_demo(found, out):
+            console.print(f"wrote {path}")
+
+
+@app.command()
+def study(
+    model: ModelName = EMBEDDED,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="a concept class; repeat for more")
+    ] = None,
+    which: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--concepts", help="a number for each class, all, or names such as fears/spiders"
+        ),
+    ] = None,
+    learner: Annotated[
+        list[str] | None, typer.Option(help="rfm, ridge, …; repeat for more")
+    ] = None,
+    labels: Annotated[list[str] | None, typer.Option(help="soft or hard; repeat for both")] = None,
+    token: Annotated[
+        list[str] | None, typer.Option(help="attention, or a fixed one such as -1; repeat for more")
+    ] = None,
+    blocks: Annotated[
+        list[str] | None,
+        typer.Option(help="all, top4, bottom4, random4, or numbers 4,5,6; repeat for more"),
+    ] = None,
+    coefficients: Annotated[str | None, typer.Option(help="numbers such as 0.1,0.2,0.4")] = None,
+    relative: Annotated[
+        bool,
+        typer.Option("--relative/--absolute", help="coefficients in units of the residual norm"),
+    ] = True,
+    prompts: Annotated[int, typer.Option(help="prompts for each concept")] = 400,
+    controls: Annotated[bool, typer.Option(help="run the controls as well")] = True,
+    phrases: Annotated[
+        Path | None, typer.Option(help="TOML file: concept name = [phrases that show it]")
+    ] = None,
+    shard: Annotated[
+        str, typer.Option(help="i/n: every n-th concept from the i-th, for n processes")
+    ] = "0/1",
+    out: Annotated[Path | None, typer.Option(help="folder that keeps what is finished")] = None,
+    batch_size: Annotated[int, typer.Option(help="answers generated at once")] = 256,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
+    seed: Annotated[int, typer.Option(help="draws prompts and controls")] = 0,
+) -> None:
+    """Compare ways to make and to apply concept vectors, over concepts.
+
+    With --out a study can be stopped and started again; the folder then also holds answers.csv
+    and summary.csv once it is complete.
+    """
+    with _mistakes("Run the same command again to go on." if out else ""):
+        chosen = choose_concepts(which or ["12"], classes or ())
+        own = chosen[read_shard(shard)]
+        if len(own) < len(chosen) and out is None:
+            raise ValueError("--shard needs --out, the folder in which the shards meet")
+        if not own:
+            raise ValueError(f"--shard {shard} holds none of the {len(chosen)} concepts")
+        shown_by = read_phrases(phrases, chosen) if phrases else None
+        if shown_by is None and model != EMBEDDED:
+            raise ValueError(
+                f"--model {model} is not the embedded one, so its answers are judged by phrases: "
+                "give --phrases FILE with lines such as spiders = ['web', 'eight legs']"
+            )
+        numbers = read_numbers(coefficients) if coefficients else None
+        tokens, where = read_tokens(token or ["attention"]), read_blocks(blocks or ["all"])
+
+        from transformers.utils import logging
+
+        from lenskit.models import load_model
+        from lenskit.scoring import grammar_judge, phrase_judge
+        from lenskit.study import COEFFICIENTS, LABELS, LEARNERS, finished, run_study, variants
+        from lenskit.tables import score_table, write_tables
+
+        ways = variants(
+            tokens=tokens,
+            labels=among("labels", labels or ["soft"], LABELS),
+            learners=among("learner", learner or ["rfm"], LEARNERS),
+            blocks=where,
+            **({} if controls else {"controls": ()}),
+        )
+        options = {
+            "coefficients": numbers or COEFFICIENTS,
+            "relative": relative,
+            "prompts": prompts,
+            "judge": phrase_judge(shown_by) if shown_by else grammar_judge,
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        console = Console()
+        logging.disable_progress_bar()
+        loaded = load_model(model, device=device)
+        found = run_study(loaded, own, ways, out=out, progress=console.is_terminal, **options)
+        left = len(chosen) - len(finished(out, chosen)) if out else 0
+        if len(own) < len(chosen) and not left:
+            found = run_study(loaded, chosen, ways, out=out, progress=False, **options)
+        console.print(score_table(found.compare(), title=TITLE))
+        if left:
+            console.print(f"{left} of {len(chosen)} concepts are still to be done by other shards")
+        elif out:
+            for path in write_tables(found, out):
+                console.print(f"wrote {path}")
+
+
+@app.command(name="concepts")
+def list_concepts(
+    name: Annotated[str, typer.Argument(help="a class, or nothing for all")] = "",
+) -> None:
+    """List the concept classes, or the concepts of one class."""
+    with _mistakes():
+        for own in [name] if name else concepts:
+            group = concepts[own]
+            typer.echo(f"{own} ({len(group)}): {group.prefix}")
+            typer.echo(f"  {', '.join(group)}" if name else f"  {', '.join(list(group)[:6])}, …")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    import lenskit
+
+    typer.echo(f"lenskit {lenskit.__version__}")

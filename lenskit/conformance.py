@@ -1,0 +1,341 @@
+"""Does everything here mean, on a given model, what it says? Named checks against Hugging Face.
+
+Each check is a function of a loaded model and, where it compares with Hugging Face's own, of
+``Readings`` taken from the same weights before they were wrapped. ``lenskit check`` runs them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from lenskit.capture import capture
+from lenskit.check import PATTERN, RESID, SCORES
+from lenskit.concepts import Concept
+from lenskit.generation import end_tokens, generate
+from lenskit.models import (
+    load_hugging_face,
+    load_model,
+    model_fingerprint,
+    model_location,
+    model_report,
+)
+from lenskit.prompts import PromptSet, build_prompts
+from lenskit.reference import SIGNS, STRENGTH, Readings, Reference
+from lenskit.steering import steer
+from lenskit.templates import Tokens, conversation_ids, load_tokenizer, render, special_tokens
+from lenskit.vectors import ConceptVectors
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# The greatest error, relative to the scale of the values. Half precision rounds differently in
+# batches of different shapes, so there it can only be said that nothing is far off.
+TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+PREFIX = "Take on a cheerful mood."
+# Of different lengths, so that most of them are padded.
+STATEMENTS = (
+    "Rain.",
+    "Libraries should stay open on Sundays, and nobody should have to pay for them.",
+    "The best ideas come in the morning.",
+)
+QUESTIONS = ("Why?", "What is the scariest thing in the world?", "What do you think of rain?")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one check found.
+
+    ``error``: the greatest difference, relative to the scale of the values (``None`` where
+    nothing is measured). ``needed``: whether the library depends on it.
+    """
+
+    name: str
+    holds: bool
+    error: float | None
+    meaning: str
+    needed: bool = True
+
+
+def read(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Readings:
+    """What the checks compare with, from a model that no bridge has wrapped yet."""
+    return Readings.read(hf_model, _prompts(tokenizer), _question_tokens(tokenizer))
+
+
+def conformance(model: TransformerBridge, readings: Readings | None = None) -> tuple[Result, ...]:
+    """Run every check on a loaded model; without ``readings`` those that need none.
+
+    A check that raises does not hold, and says why.
+    """
+    checks: list[tuple[str, Callable[[], Result | Sequence[Result]]]] = [
+        ("hooks", lambda: hooks(model)),
+        ("special tokens", lambda: special_tokens_once(model)),
+        ("candidate tokens", lambda: candidate_tokens(model)),
+        ("left padding", lambda: left_padding(model)),
+        ("batch composition", lambda: batch_composition(model)),
+    ]
+    if readings is not None:
+        checks += [
+            ("attention to the prefix", lambda: attention_to_prefix(model, readings)),
+            ("residual stream", lambda: residual_stream(model, readings)),
+            ("steering", lambda: steering(model, readings)),
+            ("steered generation", lambda: steered_generation(model, readings)),
+        ]
+    results: list[Result] = []
+    for name, check_one in checks:
+        try:
+            found = check_one()
+        except (ValueError, RuntimeError, LookupError, TypeError) as error:
+            found = Result(name, False, None, f"{type(error).__name__}: {error}")
+        results += [found] if isinstance(found, Result) else found
+    return tuple(results)
+
+
+def failed(results: Sequence[Result]) -> bool:
+    """Whether something that the library needs does not hold."""
+    return any(result.needed and not result.holds for result in results)
+
+
+def hooks(model: TransformerBridge) -> tuple[Result, ...]:
+    """Which hooks fire in every block, and edits of which change the logits."""
+    report = model_report(model)
+    edits = {
+        RESID: (True, "steering acts"),
+        SCORES: (False, "attention can be steered before the softmax"),
+        PATTERN: (False, "attention patterns can be edited"),
+    }
+    return (
+        Result("hooks fire", True, None, f"in every block: {', '.join(report.fires)}"),
+        *(
+            Result(
+                f"edits of {hook}",
+                hook in report.edits,
+                None,
+                meaning if hook in report.edits else "discarded by TransformerLens",
+                needed,
+            )
+            for hook, (needed, meaning) in edits.items()
+        ),
+    )
+
+
+def special_tokens_once(model: TransformerBridge) -> Result:
+    """Every special token as often as the template writes it, and BOS at most once."""
+    tokenizer, wrong = model.tokenizer, 0
+    names = special_tokens(tokenizer)
+    for question in QUESTIONS:
+        conversation = [{"role": "user", "content": question}]
+        text = render(tokenizer, conversation)
+        ids = conversation_ids(tokenizer, [conversation]).input_ids[0].tolist()
+        for name in names:
+            token = tokenizer.convert_tokens_to_ids(name)
+            wrong += abs(ids.count(token) - text.count(name))
+        first = ids[:2] if tokenizer.bos_token_id is not None else []
+        wrong += first == [tokenizer.bos_token_id] * 2
+    return Result(
+        "special tokens",
+        not wrong,
+        float(wrong),
+        "each is there as often as the template writes it" if not wrong else f"{wrong} too many",
+    )
+
+
+def candidate_tokens(model: TransformerBridge) -> Result:
+    """Prompts end in the same tokens after the user's text, and the prefix is located."""
+    prompts = _prompts(model.tokenizer)
+    return Result(
+        "candidate tokens", True, None, " ".join(repr(token) for token in prompts.candidates)
+    )
+
+
+def left_padding(model: TransformerBridge) -> Result:
+    """Residuals and logits of a prompt do not depend on the padding before it."""
+    error = 0.0
+    for row in range(len(QUESTIONS)):
+        tokens = _question_tokens(model.tokenizer).rows([row]).trimmed()
+        padding = torch.full((1, 7), model.tokenizer.pad_token_id)
+        padded = Tokens(
+            torch.cat([padding, tokens.input_ids], dim=1),
+            torch.cat([torch.zeros_like(padding), tokens.attention_mask], dim=1),
+        )
+        for alone, ours in zip(_last(model, tokens), _last(model, padded), strict=True):
+            error = max(error, _relative(ours, alone))
+    return _measured(model, "left padding", error, "padding changes nothing")
+
+
+def batch_composition(model: TransformerBridge) -> Result:
+    """A prompt's capture does not depend on the prompts beside it."""
+    prompts = _prompts(model.tokenizer)
+    alone = capture(model, prompts, batch_size=1, progress=False)
+    together = capture(model, prompts, batch_size=len(prompts), progress=False)
+    error = _relative(together.attention_to_prefix, alone.attention_to_prefix)
+    for block in range(alone.layers):
+        error = max(error, _relative(together.resid_post[:, block], alone.resid_post[:, block]))
+    return _measured(model, "batch composition", error, "a prompt's batch changes nothing")
+
+
+def attention_to_prefix(model: TransformerBridge, readings: Readings) -> Result:
+    """Captured attention to the prefix is the sum of Hugging Face's own patterns."""
+    error, theirs = 0.0, readings.plain.attention_to_prefix
+    for way in ("eager", "auto"):
+        found = capture(model, readings.prompts, attention=way, progress=False)
+        error = max(error, _relative(found.attention_to_prefix, theirs))
+    return _measured(model, "attention to the prefix", error, "equals Hugging Face's patterns")
+
+
+def residual_stream(model: TransformerBridge, readings: Readings) -> Result:
+    """Captured ``resid_post`` is Hugging Face's own hidden states.
+
+    Those of the last block are what a PyTorch hook sees that block return (see ``Alone``).
+    """
+    error, theirs = 0.0, readings.plain.resid_post
+    for way in ("eager", "auto"):
+        found = capture(model, readings.prompts, attention=way, progress=False).resid_post
+        for block in range(theirs.shape[1]):
+            error = max(error, _relative(found[:, block], theirs[:, block]))
+    return _measured(model, "residual stream", error, "equals Hugging Face's hidden states")
+
+
+def steering(model: TransformerBridge, readings: Readings) -> Result:
+    """Steering one block does to the logits what a plain PyTorch hook does, relative to the change.
+
+    The stream before that block stays the same to the bit.
+    """
+    vectors, tokens, error = _vectors(model, readings), readings.prompts.tokens, 0.0
+    *before, _ = _last(model, tokens)
+    for block, theirs in readings.steered.items():
+        with steer(model, vectors, coefficient=STRENGTH, blocks=[block], relative=True):
+            *after, ours = _last(model, tokens)
+        change = (theirs - readings.plain.logits).abs().max().item()
+        difference = (ours - theirs).abs().max().item()
+        untouched = all(torch.equal(after[i], before[i]) for i in range(block))
+        if not untouched or change == 0:
+            reason = f"steering block {block} changes " + (
+                "nothing" if untouched else "earlier ones"
+            )
+            return Result("steering", False, None, reason)
+        error = max(error, difference / change)
+    return _measured(model, "steering", error, "changes what a plain PyTorch hook changes")
+
+
+def steered_generation(model: TransformerBridge, readings: Readings) -> Result:
+    """Cached, padded, batched steered answers are, token for token, the uncached ones alone.
+
+    The error is by how much Hugging Face's logits prefer its own token where ours first differs.
+    """
+    vectors, error, same = _vectors(model, readings), 0.0, 0
+    coefficients = [sign * STRENGTH for sign in SIGNS]
+    with steer(model, vectors, coefficient=coefficients, relative=True):
+        answers = generate(model, QUESTIONS, max_new_tokens=readings.written.shape[1])
+    ends = end_tokens(model)
+    for answer, theirs, scores in zip(answers, readings.written, readings.scores, strict=True):
+        ours = [*answer.token_ids, *([None] if answer.finished else [])]
+        for step, token in enumerate(ours):
+            # An answer does not tell which of several end tokens it ended with.
+            choice = list(ends) if token is None else [token]
+            if int(theirs[step]) not in choice:
+                lost = scores[step].max() - scores[step][choice].max()
+                error = max(error, (lost / scores[step].abs().max()).item())
+                break
+            same += 1
+    return _measured(model, "steered generation", error, f"{same} tokens equal uncached ones")
+
+
+def check(
+    model: str = "lenskit-mini",
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    console: Console | None = None,
+) -> bool:
+    """Run every check on a model by its name, show what holds, and return whether all is well.
+
+    Raises what ``load_model`` raises, ``ModelCheckError`` for a model that is refused.
+    """
+    console = console or Console()
+    with console.status(f"checking {model}"):
+        tokenizer = load_tokenizer(model_location(model))
+        hf_model = load_hugging_face(model, device=device, dtype=dtype).eval()
+        # A model that has no attention is refused with the reason, before anything is read.
+        Reference.read(hf_model, tokenizer)
+        readings = read(hf_model, tokenizer)
+        loaded = load_model(model, hf_model=hf_model, tokenizer=tokenizer, check="hooks")
+        results = conformance(loaded, readings)
+    console.print(result_table(results, f"{model} ({loaded.cfg.architecture}, {loaded.cfg.dtype})"))
+    return not failed(results)
+
+
+def result_table(results: Sequence[Result], title: str = "") -> Table:
+    """One row for each check: whether it holds, its error, and what that means."""
+    table = Table(title=title, title_justify="left")
+    for name in ("check", "holds", "error", "meaning"):
+        table.add_column(name, justify="right" if name == "error" else "left")
+    for result in results:
+        holds = "yes" if result.holds else "no" if result.needed else "no, not needed"
+        error = "" if result.error is None else f"{result.error:.1e}"
+        table.add_row(result.name, holds, error, escape(result.meaning))
+    return table
+
+
+def _prompts(tokenizer: PreTrainedTokenizerBase) -> PromptSet:
+    model: Any = SimpleNamespace(tokenizer=tokenizer)
+    return build_prompts(model, PREFIX, layout="paired", statements=STATEMENTS, seed=None)
+
+
+def _question_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    return conversation_ids(tokenizer, [[{"role": "user", "content": text}] for text in QUESTIONS])
+
+
+def _vectors(model: TransformerBridge, readings: Readings) -> ConceptVectors:
+    norms = readings.directions.norm(dim=1)
+    return ConceptVectors(
+        directions=readings.directions / norms[:, None],
+        validation=torch.zeros_like(norms),
+        resid_norm=norms,
+        model=model_fingerprint(model),
+        concept=Concept(PREFIX),
+        learner="random",
+        selection="none",
+        labels="none",
+        data_hash="",
+        version="",
+    )
+
+
+@torch.no_grad()
+def _last(model: TransformerBridge, tokens: Tokens) -> list[Tensor]:
+    """``resid_post`` of every block at the last token, and the logits there."""
+    seen: dict[int, Tensor] = {}
+
+    def keep(block: int) -> Callable[..., None]:
+        def read(resid: Tensor, hook: Any) -> None:
+            seen[block] = resid[:, -1].float().cpu()
+
+        return read
+
+    blocks = range(model.cfg.n_layers)
+    with model.hooks(fwd_hooks=[(f"blocks.{block}.{RESID}", keep(block)) for block in blocks]):
+        tokens = tokens.to(model.cfg.device)
+        logits = model(tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
+    return [*(seen[block] for block in blocks), logits[:, -1].float().cpu()]
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    error = ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30)).item()
+    return error if error == error else float("inf")
+
+
+def _measured(model: TransformerBridge, name: str, error: float, meaning: str) -> Result:
+    limit = TOLERANCES.get(model.cfg.dtype, 1e-5)
+    if error <= limit:
+        return Result(name, True, error, meaning)
+    return Result(name, False, error, f"off by {error:.1e}, more than {limit:.0e}")

@@ -1,0 +1,219 @@
+"""Hugging Face's own model, read without any bridge: what a bridge's hooks must agree with.
+
+A bridge rewires the model that it wraps, so everything here is read before, from the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
+
+from lenskit.templates import Tokens, conversation_ids, position_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lenskit.prompts import PromptSet
+
+# Two lengths, so that the shorter one is padded.
+_PROBES = ("Hello!", "What do you think about rain in the morning?")
+# Of a block's mean residual norm: enough to change any output.
+STRENGTH = 0.5
+# How each of three questions is steered.
+SIGNS = (1.0, -1.0, 0.5)
+
+
+class ModelCheckError(RuntimeError):
+    """A model whose hooks do not return, or do not change, what their names say."""
+
+
+def probe_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    """Two short prompts of different lengths, the shorter left padded."""
+    return conversation_ids(tokenizer, [[{"role": "user", "content": text}] for text in _PROBES])
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Hugging Face's own patterns and hidden states on the probe prompts, read without hooks."""
+
+    patterns: tuple[Float[Tensor, "prompt head pos key"], ...]
+    hidden_states: tuple[Float[Tensor, "prompt pos d_model"], ...]
+
+    @classmethod
+    def read(cls, hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Reference:
+        """Run ``hf_model`` (eager attention; before any bridge has wrapped it) on the probes.
+
+        Raises ``ModelCheckError`` for a model that has no attention, or not in every block.
+        """
+        tokens = probe_tokens(tokenizer)
+        output = _run(
+            hf_model, tokens, output_attentions=True, output_hidden_states=True, use_cache=False
+        )
+        patterns: tuple[Any, ...] = getattr(output, "attentions", None) or ()
+        returned = sum(pattern is not None for pattern in patterns)
+        blocks = _number_of_blocks(hf_model)
+        if returned < blocks:
+            family = type(hf_model).__name__
+            raise ModelCheckError(
+                f"{family} returns attention patterns for {returned} of its {blocks} blocks. "
+                "Recurrent and linear-attention blocks have none, and such models cannot be used; "
+                "any other must be loaded with attn_implementation='eager' and must not be wrapped "
+                "in a bridge before"
+            )
+        return cls(
+            tuple(pattern.float().cpu() for pattern in patterns),
+            tuple(state.float().cpu() for state in output.hidden_states),
+        )
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What Hugging Face's model makes of each prompt alone, without padding; CPU, float32.
+
+    ``resid_post`` is its own hidden states; that of the last block, which Hugging Face returns
+    after the final norm only, is what a forward hook sees the block itself return.
+    """
+
+    attention_to_prefix: Float[Tensor, "prompt layer head candidate"]
+    resid_post: Float[Tensor, "prompt layer candidate d_model"]
+    logits: Float[Tensor, "prompt vocab"]
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What Hugging Face's model does with each prompt alone, plain and steered by its own hooks.
+
+    ``directions``: random, as long as the block's residuals are on average. ``steered``: last
+    logits with ``STRENGTH`` times the direction added at one block. ``written`` and ``scores``:
+    greedy tokens of the questions, steered at every block with ``SIGNS``, and their logits.
+    """
+
+    prompts: PromptSet
+    plain: Alone
+    directions: Float[Tensor, "layer d_model"]
+    steered: dict[int, Float[Tensor, "prompt vocab"]]
+    written: Int[Tensor, "question step"]
+    scores: Float[Tensor, "question step vocab"]
+
+    @classmethod
+    def read(
+        cls, hf_model: PreTrainedModel, prompts: PromptSet, questions: Tokens, steps: int = 8
+    ) -> Readings:
+        """Run ``hf_model``, which no bridge may have wrapped, and leave it as it was."""
+        plain = read_alone(hf_model, prompts)
+        _, layers, _, width = plain.resid_post.shape
+        drawn = torch.randn(layers, width, generator=torch.Generator().manual_seed(0))
+        norms = plain.resid_post.norm(dim=-1).mean(dim=(0, 2))
+        directions = norms[:, None] * drawn / drawn.norm(dim=1, keepdim=True)
+        steered = {}
+        for block in sorted({0, layers // 2, layers - 1}):
+            with plain_hooks(hf_model, {block: STRENGTH * directions[block]}):
+                steered[block] = read_alone(hf_model, prompts).logits
+        additions = [dict(enumerate(sign * STRENGTH * directions)) for sign in SIGNS]
+        written, scores = write_alone(hf_model, questions, additions, steps)
+        return cls(prompts, plain, directions, steered, written, scores)
+
+
+def read_alone(hf_model: PreTrainedModel, prompts: PromptSet) -> Alone:
+    """Patterns, residuals and last logits of every prompt, with the candidates of ``prompts``."""
+    hf_model.set_attn_implementation("eager")
+    candidates = len(prompts.candidates)
+    masses, states, logits = [], [], []
+    kept: list[Tensor] = []
+
+    def keep(module: nn.Module, arguments: Any, output: Any) -> None:
+        kept[:] = [output[0] if isinstance(output, tuple) else output]
+
+    handle = decoder_layers(hf_model)[-1].register_forward_hook(keep)
+    try:
+        for row in range(len(prompts)):
+            alone = prompts.rows([row])
+            tokens = alone.tokens.trimmed()
+            output = _run(
+                hf_model, tokens, output_attentions=True, output_hidden_states=True, use_cache=False
+            )
+            prefix = alone.prefix_mask[0, -tokens.input_ids.shape[1] :].float()
+            rows = [pattern[0, :, -candidates:].float().cpu() for pattern in output.attentions]
+            masses.append(torch.stack(rows) @ prefix)
+            found = [*output.hidden_states[1:-1], kept[0]]
+            states.append(torch.stack([state[0, -candidates:].float().cpu() for state in found]))
+            logits.append(output.logits[0, -1].float().cpu())
+    finally:
+        handle.remove()
+    return Alone(torch.stack(masses), torch.stack(states), torch.stack(logits))
+
+
+def write_alone(
+    hf_model: PreTrainedModel,
+    tokens: Tokens,
+    additions: Sequence[Mapping[int, Float[Tensor, " d_model"]]],
+    steps: int,
+) -> tuple[Int[Tensor, "prompt step"], Float[Tensor, "prompt step vocab"]]:
+    """Greedy tokens of each prompt alone under its additions, and the logits they maximize.
+
+    Neither cache nor padding: the whole text is run anew for each token. No end token stops it.
+    """
+    written, scores = [], []
+    for row, added in enumerate(additions):
+        text = tokens.rows([row]).trimmed().input_ids
+        length, logits = text.shape[1], []
+        with plain_hooks(hf_model, added):
+            for _ in range(steps):
+                alone = Tokens(text, torch.ones_like(text))
+                logits.append(_run(hf_model, alone, use_cache=False).logits[0, -1].float().cpu())
+                text = torch.cat([text, logits[-1].argmax().view(1, 1)], dim=1)
+        written.append(text[0, length:])
+        scores.append(torch.stack(logits))
+    return torch.stack(written), torch.stack(scores)
+
+
+@contextmanager
+def plain_hooks(
+    hf_model: PreTrainedModel, additions: Mapping[int, Float[Tensor, " d_model"]]
+) -> Iterator[None]:
+    """Add a vector to what some blocks return, by PyTorch's own forward hooks and nothing else."""
+
+    def adder(addition: Tensor) -> Any:
+        def add(module: nn.Module, arguments: Any, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (output[0] + addition.to(output[0]), *output[1:])
+            return output + addition.to(output)
+
+        return add
+
+    layers = decoder_layers(hf_model)
+    handles = [layers[i].register_forward_hook(adder(value)) for i, value in additions.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def decoder_layers(hf_model: PreTrainedModel) -> nn.ModuleList:
+    """The list of a Hugging Face model's blocks."""
+    number = _number_of_blocks(hf_model)
+    for module in hf_model.modules():
+        # A list of experts may be as long, but lies further in.
+        if isinstance(module, nn.ModuleList) and len(module) == number:
+            return module
+    raise ModelCheckError(f"{type(hf_model).__name__} has no list of {number} blocks")
+
+
+def _number_of_blocks(hf_model: PreTrainedModel) -> int:
+    return int(hf_model.config.get_text_config().num_hidden_layers)
+
+
+@torch.no_grad()
+def _run(hf_model: PreTrainedModel, tokens: Tokens, **options: Any) -> Any:
+    tokens = tokens.to(hf_model.get_input_embeddings().weight.device)
+    if accepts_mask_derived_position_ids(hf_model):
+        options["position_ids"] = position_ids(tokens.attention_mask)
+    return hf_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, **options)
