@@ -129,7 +129,7 @@ def read_alone(hf_model: PreTrainedModel, prompts: PromptSet) -> Alone:
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, arguments: Any, output: Any) -> None:
-        kept[:] = [output[0] if isinstance(output, tuple) else output]
+        kept[:] = [output[0] if isinstance(output, tuple | list) else output]
 
     handle = decoder_layers(hf_model)[-1].register_forward_hook(keep)
     try:
@@ -182,8 +182,8 @@ def plain_hooks(
 
     def adder(addition: Tensor) -> Any:
         def add(module: nn.Module, arguments: Any, output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (output[0] + addition.to(output[0]), *output[1:])
+            if isinstance(output, tuple | list):
+                return type(output)([output[0] + addition.to(output[0]), *output[1:]])
             return output + addition.to(output)
 
         return add

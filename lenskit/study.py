@@ -180,7 +180,10 @@ class _Workbench:
     def _fit(self, variant: Variant) -> ConceptVectors:
         tokens = self.selection(variant.token)
         labels = LABELS[variant.labels](self.capture, tokens)
-        generator = torch.Generator().manual_seed(self.seed)
+        # Concepts of one study must not share their draws.
+        own = f"{self.seed}/{self.concept.concept_class}/{self.concept.name}".encode()
+        draw = int.from_bytes(hashlib.sha256(own).digest()[:4])
+        generator = torch.Generator().manual_seed(draw)
         if variant.control == "shuffled labels":
             labels = labels[torch.randperm(len(labels), generator=generator)]
         learner = self.learners[variant.learner]()
@@ -211,10 +214,14 @@ def study_concept(
 ) -> list[dict]:
     """Tidy rows of one concept: every variant, coefficient and test question, answered and judged.
 
-    Raises ValueError for a concept without test questions.
+    Raises ValueError for a concept with fewer than three test questions: two choose the
+    coefficient, and the others are scored.
     """
-    if not concept.questions:
-        raise ValueError(f"concept {concept.name!r} has no questions; give Concept(questions=...)")
+    if len(concept.questions) < 3:
+        raise ValueError(
+            f"concept {concept.name!r} has {len(concept.questions)} questions, and three are the "
+            "fewest; give Concept(questions=...)"
+        )
     bench = _Workbench(model, concept, prompts, seed, learners)
     rows: list[dict] = []
     for spec in dict.fromkeys(variant.blocks for variant in variants):

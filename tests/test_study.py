@@ -318,7 +318,7 @@ def test_concepts_that_cannot_be_told_apart_or_tested_are_refused(model):
     for wrong in ([], [SPIDERS, SPIDERS]):
         with pytest.raises(ValueError, match="concepts must be at least one, and differ"):
             run_study(model, wrong, WAYS, **options())
-    with pytest.raises(ValueError, match="'custom' has no questions"):
+    with pytest.raises(ValueError, match="'custom' has 0 questions"):
         run_study(model, [Concept("Take on a shy mood.")], WAYS, **options())
 
 

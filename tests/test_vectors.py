@@ -139,8 +139,8 @@ def test_the_norm_of_a_row_does_not_matter_but_is_the_unit_of_relative_coefficie
     scaled = replace(capture, resid_post=capture.resid_post * factors)
     found, before = fit(scaled, y), fit(capture, y)
     torch.testing.assert_close(found.directions, before.directions, atol=1e-5, rtol=1e-4)
-    selected = scaled.resid_post[:, range(LAYERS), TOKENS.index]
-    torch.testing.assert_close(found.resid_norm, selected.norm(dim=-1).mean(0))
+    norms = scaled.resid_post.norm(dim=-1)
+    torch.testing.assert_close(found.resid_norm, norms.mean(dim=(0, 2)))
 
 
 def test_the_validation_share_and_its_cap_are_respected():

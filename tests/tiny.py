@@ -147,8 +147,70 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gptj": ("GPTJ", dict(_GPTJ, rotary_dim=4)),
 }
+_OF_EXPERTS = dict(_GROUPED, num_experts_per_tok=2)
+FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma": ("Gemma", _HEAD_DIM),
+    "gpt_bigcode": ("GPTBigCode", _GPTJ),
+    "gpt_neo": (
+        "GPTNeo",
+        dict(_COMMON, attention_types=[[["global", "local", "global"], 1]], window_size=40),
+    ),
+    "codegen": ("CodeGen", dict(_GPTJ, rotary_dim=4)),
+    "falcon": ("Falcon", dict(_COMMON, alibi=False)),
+    "falcon-alibi": ("Falcon", dict(_COMMON, alibi=True, multi_query=False)),
+    "mpt": ("Mpt", dict(_COMMON, d_model=32, n_layers=3, n_heads=4, max_seq_len=512)),
+    "phi": ("Phi", _COMMON),
+    "stablelm": ("StableLm", _GROUPED),
+    "starcoder2": ("Starcoder2", _GROUPED),
+    "cohere2": ("Cohere2", dict(_GROUPED, sliding_window=40)),
+    "granite": ("Granite", _GROUPED),
+    "smollm3": ("SmolLM3", _GROUPED),
+    "glm4": ("Glm4", _HEAD_DIM),
+    "olmo": ("Olmo", _GROUPED),
+    "olmo3": ("Olmo3", dict(_GROUPED, sliding_window=40)),
+    "olmoe": ("Olmoe", dict(_OF_EXPERTS, num_experts=4)),
+    "gpt_oss": ("GptOss", dict(_OF_EXPERTS, head_dim=8, num_local_experts=4, sliding_window=40)),
+    "llama4": (
+        "Llama4",
+        dict(_OF_EXPERTS, head_dim=8, num_local_experts=4, intermediate_size_mlp=48),
+    ),
+    "deepseek_v3": (
+        "DeepseekV3",
+        dict(
+            _COMMON,
+            **_EXPERTS,
+            q_lora_rank=8,
+            kv_lora_rank=8,
+            qk_rope_head_dim=4,
+            qk_nope_head_dim=8,
+            v_head_dim=8,
+            n_routed_experts=4,
+            n_group=1,
+            topk_group=1,
+            first_k_dense_replace=1,
+        ),
+    ),
+    # These cannot be used: recurrent or linear attention, no adapter, or an encoder.
+    "mamba": ("Mamba", _COMMON),
+    "rwkv": ("Rwkv", _COMMON),
+    "jamba": (
+        "Jamba",
+        dict(
+            _GROUPED,
+            use_mamba_kernels=False,
+            num_experts=2,
+            attn_layer_period=2,
+            attn_layer_offset=1,
+            mamba_d_state=4,
+            mamba_dt_rank=4,
+        ),
+    ),
+    "biogpt": ("BioGpt", _COMMON),
+    "t5": ("T5", dict(vocab_size=420, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)),
+}
 # Their bridges discard edits of the attention scores and patterns.
-DISCARD_EDITS = ("opt", "gptj")
+DISCARD_EDITS = ("opt", "gptj", "gpt_neo", "llama4")
+REFUSED = ("mamba", "rwkv", "jamba", "biogpt", "t5")
 
 
 def tiny_folder(
@@ -157,19 +219,26 @@ def tiny_folder(
     *,
     seed: int = 0,
     tokenizer: PreTrainedTokenizerFast | None = None,
+    uneven: bool = False,
     **overrides: Any,
 ) -> Path:
     """Write config, random weights and tokenizer of a tiny model to ``path`` and return it.
 
-    ``architecture`` is a key of ``ARCHITECTURES``; ``overrides`` replace entries of its config.
+    ``architecture`` is a key of ``ARCHITECTURES`` or ``FURTHER``; ``overrides`` replace entries of
+    its config. ``uneven``: biases and norms are drawn too, which otherwise are zeros and ones.
     """
-    family, settings = ARCHITECTURES[architecture]
-    config_class = "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config"
-    model_class = {"GPT2": "GPT2LMHeadModel"}.get(family, f"{family}ForCausalLM")
+    family, settings = (ARCHITECTURES | FURTHER)[architecture]
+    config_class = f"{family}TextConfig" if family in ("Gemma3", "Llama4") else f"{family}Config"
+    model_class = {"GPT2": "GPT2LMHeadModel", "T5": "T5ForConditionalGeneration"}.get(
+        family, f"{family}ForCausalLM"
+    )
     config = getattr(transformers, config_class)(**{**settings, **overrides})
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = getattr(transformers, model_class)(config)
+        for weight in model.parameters() if uneven else ():
+            if weight.ndim == 1:
+                weight.add_(0.3 * torch.randn_like(weight))
     model.save_pretrained(path)
     (tokenizer or tiny_tokenizer()).save_pretrained(path)
     return Path(path)

@@ -102,7 +102,8 @@ def _rows(
                 f"resid_post of block {layer} is {what} in {number} of {len(states)} prompts; "
                 "capture with the model in float32 or bfloat16"
             )
-    return states / norms[:, None], norms.mean()
+    # Over all candidates, so that relative coefficients mean the same whichever token is selected.
+    return states / norms[:, None], capture.resid_post[:, layer].float().norm(dim=-1).mean()
 
 
 def _check_labels(y: Float[Tensor, "layer prompt"], train: int) -> None:

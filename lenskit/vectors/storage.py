@@ -31,8 +31,9 @@ class ConceptVectors:
     ``directions``: unit norm (or zero where a block has none), the sign such that the projection
     on them correlates positively with the labels. ``validation``: absolute Pearson correlation of
     projection and labels on the validation rows, nan if unknown. ``resid_norm``: mean norm of
-    ``resid_post`` at the selected token, the unit of relative coefficients. ``model``: fingerprint
-    of the model. ``data_hash``: SHA-256 of token ids, mask and labels. ``version``: of lenskit.
+    ``resid_post`` over prompts and candidate tokens, the unit of relative coefficients.
+    ``model``: fingerprint of the model. ``data_hash``: SHA-256 of token ids, mask and labels.
+    ``version``: of lenskit.
     """
 
     directions: Float[Tensor, "layer d_model"]

@@ -1,0 +1,105 @@
+"""The main comparison: token choice, labels and learners with both scores and the controls.
+
+``python -m benchmarks.comparison`` writes benchmarks/results/comparison.md. It can be stopped and
+started again; ``--shard 0/2`` and ``--shard 1/2`` run halves as two processes on one ``--work``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from lenskit.choices import read_shard, spread
+from lenskit.concepts import concepts
+from lenskit.figures import row_names, steerability_bars
+from lenskit.models import load_model, model_fingerprint
+from lenskit.study import CONTROLS, LEARNERS, Study, Variant, finished, run_study
+from lenskit.tables import score_table
+from lenskit.vectors import RecursiveFeatureMachine
+
+TOKENS = ("attention", "-1", "-2", "-3", "-4", "-5")
+KINDS = (("soft", "rfm"), ("hard", "rfm"), ("soft", "covariance"), ("hard", "mean difference"))
+OTHERS = (
+    ("soft", "ridge"),
+    ("hard", "ridge"),
+    ("soft", "logistic"),
+    ("hard", "logistic"),
+    ("hard", "pca"),
+)
+VARIANTS = (
+    *(Variant(token, labels, learner) for labels, learner in KINDS for token in TOKENS),
+    *(Variant("attention", labels, learner) for labels, learner in OTHERS),
+    *(Variant(labels="soft", learner="covariance", control=control) for control in CONTROLS),
+)
+COEFFICIENTS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1)
+
+
+def markdown(study: Study, head: str) -> str:
+    """The table of ``Study.compare`` in per cent, the best rows first, the controls last."""
+    table = study.compare()
+    lines = [
+        head,
+        "",
+        "| token | labels | learner | best of the coefficients | held out |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    table = table.assign(controlled=table["control"] != "")
+    for row in table.sort_values(["controlled", "held_out"], ascending=[True, False]).to_dict(
+        "records"
+    ):
+        scores = [
+            f"{100 * row[key]:.1f} ± {100 * row[f'{key} ±']:.1f}" for key in ("best", "held_out")
+        ]
+        still = row["control"] in ("unsteered", "prompted")
+        name = (row["token"], row["labels"], row["learner"])
+        shown = (f"control: {row['control']}", *(("", "") if still else name[1:]))
+        lines.append(f"| {' | '.join([*(shown if row['control'] else name), *scores])} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    number: Annotated[int, typer.Option("--concepts", help="of each class")] = 21,
+    prompts: int = 200,
+    shard: str = "0/1",
+    work: Path = Path("results/comparison"),
+    out: Path = Path("benchmarks/results/comparison.md"),
+    model: str = "lenskit-mini",
+    threads: int = 1,
+) -> None:
+    """Run or go on with the comparison, and write its table once every concept is done."""
+    torch.set_num_threads(threads)
+    loaded = load_model(model, device="cpu")
+    chosen = [concept for name in concepts for concept in spread(name, number)]
+    options = {
+        "coefficients": COEFFICIENTS,
+        "prompts": prompts,
+        "learners": {**LEARNERS, "rfm": partial(RecursiveFeatureMachine, dtype="float32")},
+    }
+    run_study(loaded, chosen[read_shard(shard)], VARIANTS, out=work, **options)
+    if len(finished(work, chosen)) < len(chosen):
+        Console().print("the other shards are still at work")
+        return
+    study = run_study(loaded, chosen, VARIANTS, out=work, **options)
+    Console().print(score_table(study.compare()))
+    head = (
+        f"{len(chosen)} concepts, {prompts} prompts each, {model_fingerprint(loaded)}; in % of "
+        "questions, ± standard error over concepts. All blocks are steered, and every way of "
+        f"steering has the same {len(COEFFICIENTS)} coefficients to choose from: "
+        f"{', '.join(map(str, COEFFICIENTS))} mean residual norms.\n"
+        "`python -m benchmarks.comparison`"
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(markdown(study, head), encoding="utf-8")
+    names = set(row_names(study.compare()))
+    steerability_bars(study.compare(), title=f"{len(names)} ways to steer").savefig(
+        out.with_suffix(".png")
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
