@@ -7,7 +7,7 @@ prefix; prompted with that of the next concept of its class (the hardest negativ
 the concept's vectors at several coefficients, some of them too large. Each answer is judged for
 the concept by both judges. A row gives, for one condition and threshold, the share of ones by each
 judge, how often the two agree, and Cohen's kappa (no value where both give one label only). The
-last row before each line is all conditions together.
+last rows before each line are all that is steered, and all conditions together.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from lenskit.scoring import grammar_judge
 from lenskit.selector import select_tokens
 from lenskit.vectors import ConceptVectors, fit_vectors
 
-COEFFICIENTS = (0.05, 0.1, 0.2, 0.4, 0.8)
+COEFFICIENTS = (0.03, 0.06, 0.1, 0.2, 0.5)
+SURPRISES = (1.0, 1.5, 2.0, 3.0, float("inf"))
 
 
 def main(
@@ -68,14 +69,14 @@ def main(
         table.add_column(heading, justify="left" if heading == "condition" else "right")
     for threshold in map(float, thresholds.split(",")):
         likely = likelihood_judge(model, threshold=threshold).verdicts(likelihoods)
-        for condition in [*dict.fromkeys(conditions), "all"]:
-            at = [i for i, c in enumerate(conditions) if condition in (c, "all")]
+        for condition in [*dict.fromkeys(conditions), "steered", "all"]:
+            at = [i for i, c in enumerate(conditions) if covers(condition, c)]
             a, b = [exact[i].score for i in at], [likely[i].score for i in at]
             same = sum(x == y for x, y in zip(a, b, strict=True)) / len(at)
             kappa = cohen_kappa(a, b)
             table.add_row(
                 f"{threshold:g}",
-                condition,
+                condition if condition != "steered" else "steered, all",
                 str(len(at)),
                 *(f"{share:.1%}" for share in (sum(a) / len(at), sum(b) / len(at), same)),
                 "" if kappa != kappa else f"{kappa:.3f}",
@@ -83,6 +84,19 @@ def main(
             )
     console = Console()
     console.print(table)
+
+    grid = Table(title="kappa of all answers, by the limits of margin and of surprise")
+    grid.add_column("nats", justify="right")
+    for most in SURPRISES:
+        grid.add_column(f"≤ {most:g} a token", justify="right")
+    for threshold in map(float, thresholds.split(",")):
+        kappas = []
+        for most in SURPRISES:
+            judge = likelihood_judge(model, threshold=threshold, most_surprise=most)
+            likely = judge.verdicts(likelihoods)
+            kappas.append(cohen_kappa([v.score for v in exact], [v.score for v in likely]))
+        grid.add_row(f"{threshold:g}", *(f"{kappa:.3f}" for kappa in kappas))
+    console.print(grid)
 
     likely = likelihood_judge(model).verdicts(likelihoods)
     wrong = [i for i in range(len(asked)) if exact[i].score != likely[i].score]
@@ -94,6 +108,11 @@ def main(
             f"{likelihoods.margin[i]:.1f}, surprise {likelihoods.surprise[i]:.2f}: {answers[i]!r}",
             markup=False,
         )
+
+
+def covers(condition: str, own: str) -> bool:
+    """Whether answers of the condition ``own`` belong to the row of ``condition``."""
+    return condition in (own, "all") or (condition == "steered" and own.startswith("steered "))
 
 
 def rows(

@@ -23,7 +23,6 @@ from lenskit.concepts import concepts
 
 # Modules that load torch are imported inside the commands that need them.
 EMBEDDED = "lenskit-mini"
-TITLE = "Steerability, % of questions ± standard error over concepts"
 
 app = typer.Typer(
     name="lenskit",
@@ -88,7 +87,7 @@ def demo(
             f"finished concepts are kept in {work}"
         )
         found = run_demo(model=model, number=number, work=work, progress=console.is_terminal)
-        console.print(score_table(found.study.compare(), title=TITLE))
+        console.print(score_table(found.study.compare()))
         console.print(
             "best: each question's best coefficient (optimistic); held out: the coefficient "
             "chosen on two questions and scored on the other three"
@@ -188,7 +187,7 @@ def study(
         left = len(chosen) - len(finished(out, chosen)) if out else 0
         if len(own) < len(chosen) and not left:
             found = run_study(loaded, chosen, ways, out=out, progress=False, **options)
-        console.print(score_table(found.compare(), title=TITLE))
+        console.print(score_table(found.compare()))
         if left:
             console.print(f"{left} of {len(chosen)} concepts are still to be done by other shards")
         elif out:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,16 +27,17 @@ from lenskit.choices import spread
 from lenskit.concepts import Concept, concepts
 from lenskit.enrichment import Enrichment, enrich
 from lenskit.models import EMBEDDED, load_model, model_fingerprint
+from lenskit.permutation import Null
 from lenskit.prompts import PromptSet, build_prompts
 from lenskit.selector import TokenSelection, select_tokens
-from lenskit.study import CONTROLS, LEARNERS, Study, Variant, run_study
+from lenskit.study import CONTROLS, KEYS, LEARNERS, Study, Variant, run_study
 from lenskit.vectors import RecursiveFeatureMachine
 
 PROCESSES = 2
 CONCEPTS = 12  # of each class
 PROMPTS = 160
 COEFFICIENTS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15)
-NULLS = ("keys", "windows", "paired")
+NULLS: tuple[Null, ...] = get_args(Null)
 BY_TOKEN = tuple(
     Variant(token, "hard", "mean difference")
     for token in ("attention", "-1", "-2", "-3", "-4", "-5")
@@ -68,33 +71,34 @@ class Demo:
 
     def figures(self) -> dict[str, Figure]:
         """The pictures, by file name."""
+        table = self.study.compare()
         by_class = (BY_TOKEN[0], BY_TOKEN[1], BY_LABELS[-1], *CONTROLLED[1:3])
         classes: dict[str, list[TokenSelection]] = {}
         for (name, _), selection in self.selections.items():
             classes.setdefault(name, []).append(selection)
         return {
             "steerability_by_token": figures.steerability_bars(
-                _of(self.study, (*BY_TOKEN, *CONTROLLED)).compare(),
+                _rows(table, (*BY_TOKEN, *CONTROLLED)),
                 title="Steerability by token choice (hard labels, mean difference)",
             ),
             "steerability_by_labels": figures.steerability_bars(
-                _of(self.study, (*BY_LABELS, *CONTROLLED)).compare(),
+                _rows(table, (*BY_LABELS, *CONTROLLED)),
                 title="Steerability by labels and learner (attention-guided token)",
             ),
             "steerability_by_class": figures.steerability_by_class(
-                _of(self.study, by_class).compare(["concept_class", *Variant.__annotations__]),
+                _rows(self.study.compare(["concept_class", *KEYS]), by_class),
                 title="Steerability by class",
             ),
             "selected_tokens": figures.selected_token_shares(classes),
             "enrichment_by_block": figures.enrichment_by_block(
-                {_null(name, own): own for name, own in self.enrichments.items()},
+                self.enrichments,
                 title=f"Enrichment by null, mean of {len(self.enrichments['keys'])} concepts",
             ),
         }
 
     def numbers(self) -> dict[str, Any]:
         """Everything that the pictures show, for a JSON file."""
-        steered = _of(self.study, BY_LABELS[1:2]).answers
+        steered = _rows(self.study.answers, BY_LABELS[1:2])
         reasons = steered.groupby("coefficient")["reason"].value_counts(normalize=True)
         return {
             "model": self.model,
@@ -102,7 +106,7 @@ class Demo:
             "prompts": PROMPTS,
             "coefficients": COEFFICIENTS,
             "variants": _records(self.study.compare()),
-            "by class": _records(self.study.compare(["concept_class", *Variant.__annotations__])),
+            "by class": _records(self.study.compare(["concept_class", *KEYS])),
             "reasons by coefficient, soft labels, covariance": {
                 f"{coefficient:g}": reasons[coefficient].round(4).to_dict()
                 for coefficient in COEFFICIENTS
@@ -188,6 +192,8 @@ _loaded: list[TransformerBridge] = []
 
 
 def _start(model: str) -> None:
+    # Ctrl-C is for the first process, which lets the others finish their concepts.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     threadpool_limits(1)
     logging.disable_progress_bar()
@@ -213,20 +219,14 @@ def _folder(model: TransformerBridge) -> str:
     return f"{name}-{hashlib.sha256(settings).hexdigest()[:8]}"
 
 
-def _of(study: Study, variants: Iterable[Variant]) -> Study:
-    """The part of a study with these variants, in their order."""
-    keys = list(Variant.__annotations__)
+def _rows(table: pd.DataFrame, variants: Iterable[Variant]) -> pd.DataFrame:
+    """The rows of these variants, in their order."""
     place = {tuple(vars(variant).values()): i for i, variant in enumerate(variants)}
-    order = [place.get(key, -1) for key in study.answers[keys].itertuples(index=False, name=None)]
-    answers = study.answers.assign(order=order)
-    answers = answers[answers["order"] >= 0].sort_values("order", kind="stable")
-    return Study(answers.drop(columns="order"))
+    order = [place.get(key, -1) for key in table[KEYS].itertuples(index=False, name=None)]
+    rows = table.assign(order=order).query("order >= 0")
+    return rows.sort_values("order", kind="stable").drop(columns="order")
 
 
-def _null(name: str, enrichments: Sequence[Enrichment]) -> str:
-    return f"{name} (p < {enrichments[0].alpha:g})"
-
-
-def _records(table: Any) -> list[dict[str, Any]]:
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     # By way of JSON, so that a missing standard error is null there.
     return json.loads(table.round(4).to_json(orient="records", force_ascii=False))

@@ -231,8 +231,8 @@ def likelihood_judge(
     model: TransformerBridge,
     *,
     threshold: float = 3.0,
-    most_surprise: float = 3.0,
-    most_repetition: float = 0.5,
+    most_surprise: float = 2.0,
+    most_repetition: float = 0.3,
     batch_size: int = 64,
 ) -> LikelihoodJudge:
     """A judge that needs no other model: 1 if the concept explains the answer, which is sound.
@@ -241,7 +241,8 @@ def likelihood_judge(
     nats over the whole answer (the default 3 is a likelihood ratio of 20), and the answer is
     neither repetitive (share of its runs of three tokens that stood in it before) nor broken
     (more than ``most_surprise`` nats a token for the model that was told the concept). It sees
-    evidence, not quality: measure its agreement with a careful judge (``cohen_kappa``).
+    evidence, not quality: ``benchmarks/judges.py`` measures its agreement with the exact judge,
+    and ``cohen_kappa`` with any other. Limits are for the model at hand to be set by that.
     """
     return LikelihoodJudge(model, threshold, most_surprise, most_repetition, batch_size)
 

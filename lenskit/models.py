@@ -43,6 +43,7 @@ __all__ = [
 
 EMBEDDED = "lenskit-mini"
 DeviceMap = str | Mapping[str, int | str]
+_ROTATED_IN_FLOAT32 = {f"{name}ForCausalLM" for name in ("Olmo", "Olmo2", "Olmo3", "FlexOlmo")}
 
 
 def load_model(
@@ -76,7 +77,7 @@ def load_model(
     if check not in (True, False, "hooks"):
         raise ValueError(f"check must be True, False or 'hooks', got {check!r}")
     name = model_location(name_or_path)
-    placing = {
+    placing: dict[str, Any] = {
         "device": device,
         "dtype": dtype,
         "device_map": device_map,
@@ -113,6 +114,7 @@ def load_model(
         ) from error
     # The public setter would prepare the tokenizer a second time, in the bridge's manner.
     model._tokenizer = tokenizer
+    _keep_rotated_dtype(model)
     if check:
         check_model(model, reference)
     return model
@@ -235,6 +237,19 @@ def _check_vocabulary(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
             )
         # Padding is masked, so any token that the model can embed will do.
         tokenizer.pad_token = tokenizer.eos_token
+
+
+def _keep_rotated_dtype(model: TransformerBridge) -> None:
+    """Cast rotated queries and keys back, as Hugging Face does and this bridge forgets to.
+
+    By PyTorch's own hooks, since the bridge's are the user's, to be listed and removed.
+    """
+    dtype = model.original_model.dtype
+    if model.cfg.architecture not in _ROTATED_IN_FLOAT32 or dtype == torch.float32:
+        return
+    for block in model.blocks:
+        for point in (block.attn.hook_rot_q, block.attn.hook_rot_k):
+            point.register_forward_hook(lambda module, given, rotated: rotated.to(dtype))
 
 
 def _decoy(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 # Two lengths, so that the shorter one is padded.
 _PROBES = ("Hello!", "What do you think about rain in the morning?")
-# Of a block's mean residual norm: enough to change any output.
+# Of a block's mean residual norm: at one block, and at every block for each of three questions.
 STRENGTH = 0.5
-# How each of three questions is steered.
-SIGNS = (1.0, -1.0, 0.5)
+STRENGTHS = (0.2, -0.2, 0.1)
+_EVERYTHING = {"output_attentions": True, "output_hidden_states": True, "use_cache": False}
 
 
 class ModelCheckError(RuntimeError):
@@ -52,23 +52,9 @@ class Reference:
 
         Raises ``ModelCheckError`` for a model that has no attention, or not in every block.
         """
-        tokens = probe_tokens(tokenizer)
-        output = _run(
-            hf_model, tokens, output_attentions=True, output_hidden_states=True, use_cache=False
-        )
-        patterns: tuple[Any, ...] = getattr(output, "attentions", None) or ()
-        returned = sum(pattern is not None for pattern in patterns)
-        blocks = _number_of_blocks(hf_model)
-        if returned < blocks:
-            family = type(hf_model).__name__
-            raise ModelCheckError(
-                f"{family} returns attention patterns for {returned} of its {blocks} blocks. "
-                "Recurrent and linear-attention blocks have none, and such models cannot be used; "
-                "any other must be loaded with attn_implementation='eager' and must not be wrapped "
-                "in a bridge before"
-            )
+        output = _run(hf_model, probe_tokens(tokenizer), **_EVERYTHING)
         return cls(
-            tuple(pattern.float().cpu() for pattern in patterns),
+            tuple(pattern.float().cpu() for pattern in _patterns(hf_model, output)),
             tuple(state.float().cpu() for state in output.hidden_states),
         )
 
@@ -92,7 +78,7 @@ class Readings:
 
     ``directions``: random, as long as the block's residuals are on average. ``steered``: last
     logits with ``STRENGTH`` times the direction added at one block. ``written`` and ``scores``:
-    greedy tokens of the questions, steered at every block with ``SIGNS``, and their logits.
+    greedy tokens of the questions, steered at every block by ``STRENGTHS``, and their logits.
     """
 
     prompts: PromptSet
@@ -116,7 +102,7 @@ class Readings:
         for block in sorted({0, layers // 2, layers - 1}):
             with plain_hooks(hf_model, {block: STRENGTH * directions[block]}):
                 steered[block] = read_alone(hf_model, prompts).logits
-        additions = [dict(enumerate(sign * STRENGTH * directions)) for sign in SIGNS]
+        additions = [dict(enumerate(strength * directions)) for strength in STRENGTHS]
         written, scores = write_alone(hf_model, questions, additions, steps)
         return cls(prompts, plain, directions, steered, written, scores)
 
@@ -136,11 +122,10 @@ def read_alone(hf_model: PreTrainedModel, prompts: PromptSet) -> Alone:
         for row in range(len(prompts)):
             alone = prompts.rows([row])
             tokens = alone.tokens.trimmed()
-            output = _run(
-                hf_model, tokens, output_attentions=True, output_hidden_states=True, use_cache=False
-            )
+            output = _run(hf_model, tokens, **_EVERYTHING)
             prefix = alone.prefix_mask[0, -tokens.input_ids.shape[1] :].float()
-            rows = [pattern[0, :, -candidates:].float().cpu() for pattern in output.attentions]
+            patterns = _patterns(hf_model, output)
+            rows = [pattern[0, :, -candidates:].float().cpu() for pattern in patterns]
             masses.append(torch.stack(rows) @ prefix)
             found = [*output.hidden_states[1:-1], kept[0]]
             states.append(torch.stack([state[0, -candidates:].float().cpu() for state in found]))
@@ -205,6 +190,21 @@ def decoder_layers(hf_model: PreTrainedModel) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == number:
             return module
     raise ModelCheckError(f"{type(hf_model).__name__} has no list of {number} blocks")
+
+
+def _patterns(hf_model: PreTrainedModel, output: Any) -> tuple[Tensor, ...]:
+    """The attention patterns of every block; raises where they are not all there."""
+    patterns = getattr(output, "attentions", None) or ()
+    returned = sum(pattern is not None for pattern in patterns)
+    blocks = _number_of_blocks(hf_model)
+    if returned < blocks:
+        raise ModelCheckError(
+            f"{type(hf_model).__name__} returns attention patterns for {returned} of its {blocks} "
+            "blocks. Recurrent and linear-attention blocks have none, and such models cannot be "
+            "used; any other must be loaded with attn_implementation='eager' and must not be "
+            "wrapped in a bridge before"
+        )
+    return patterns
 
 
 def _number_of_blocks(hf_model: PreTrainedModel) -> int:

@@ -19,7 +19,9 @@ from typing import Any
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from lenskit.capture import Capture, capture
@@ -52,7 +54,9 @@ LEARNERS: Mapping[str, Callable[[], object]] = MappingProxyType(
         "pca": PrincipalComponent,
     }
 )
-LABELS = MappingProxyType({"soft": soft_labels, "hard": hard_labels})
+LABELS: Mapping[str, Callable[[Capture, TokenSelection], Float[Tensor, "prompt layer"]]] = (
+    MappingProxyType({"soft": soft_labels, "hard": hard_labels})
+)
 COEFFICIENTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 CONTROLS = ("unsteered", "prompted", "random vector", "shuffled labels")
 KEYS = ["token", "labels", "learner", "blocks", "control"]
@@ -193,6 +197,7 @@ class _Workbench:
             )
         # Norms and provenance as usual; only the directions are drawn.
         fitted = self.vectors(replace(variant, control=""))
+        assert fitted is not None
         drawn = torch.randn(fitted.directions.shape, generator=generator)
         drawn = drawn / drawn.norm(dim=-1, keepdim=True)
         return replace(fitted, directions=drawn, learner="random vector")

@@ -13,32 +13,36 @@ from rich.table import Table
 if TYPE_CHECKING:
     from lenskit.study import Study
 
-KEYS = {"concept_class", "token", "labels", "learner", "blocks", "control"}
+KEYS = ("concept_class", "token", "labels", "learner", "blocks")
 
 
-def score_table(table: pd.DataFrame, *, title: str = "") -> Table:
-    """The rows of ``Study.compare`` with both scores, in % of questions, ± standard errors.
+def score_table(table: pd.DataFrame) -> Table:
+    """The rows of ``Study.compare`` with both scores, in % of questions ± standard error.
 
     Controls come last, each by its name; columns that never vary are left out.
     """
     control = table["control"] != "" if "control" in table else pd.Series(False, table.index)
-    keys = [key for key in table if key in KEYS - {"control"}]
+    keys = [key for key in table if key in KEYS]
     varied = [key for key in keys if table.loc[~control, key].nunique() > 1] or keys[:1]
-    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    low, high = table["concepts"].min(), table["concepts"].max()
+    number = f"{low}" if low == high else f"{low} to {high}"
+    shown = Table(
+        title=f"Steerability, % of questions ± standard error ({number} concepts)",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for key in varied:
         shown.add_column(key.replace("_", " "), no_wrap=True)
-    for name in ("best", "held out", "concepts"):
+    for name in ("best", "held out"):
         shown.add_column(name, justify="right", no_wrap=True)
     for part in (table[~control], table[control]):
         if len(part):
             shown.add_section()
         for row in part.to_dict("records"):
-            grey = bool(row.get("control"))
-            names = (
-                [row["control"], *[""] * (len(varied) - 1)] if grey else [row[k] for k in varied]
-            )
-            scores = [_percent(row, score) for score in ("best", "held_out")]
-            shown.add_row(*map(str, names), *scores, str(row["concepts"]))
+            own = [row[key] for key in varied]
+            names = [row["control"], *[""] * len(own[1:])] if row.get("control") else own
+            shown.add_row(*map(str, names), _percent(row, "best"), _percent(row, "held_out"))
     return shown
 
 

@@ -236,10 +236,10 @@ class InThisProcess:
 def small_demo(monkeypatch):
     """The demonstration on a tiny model, with few prompts and short answers."""
     model = tiny.shared_model()
-    settings = {**demo.OPTIONS, "coefficients": (0.5, 2.0), "prompts": 20, "max_new_tokens": 4}
+    settings = {**demo.OPTIONS, "coefficients": (0.5, 2.0), "prompts": 40, "max_new_tokens": 4}
     for name, value in {
         "COEFFICIENTS": (0.5, 2.0),
-        "PROMPTS": 20,
+        "PROMPTS": 40,
         "OPTIONS": settings,
         "ProcessPoolExecutor": InThisProcess,
         "load_model": lambda *_, **__: model,
@@ -278,7 +278,7 @@ def test_the_demo_selects_the_tokens_that_its_study_used(small_demo, tmp_path):
     concept = lk.concepts["moods"]["cheerful"]
     offsets = demo._steer(concept, tmp_path)
     model = tiny.shared_model()
-    seen = lk.capture(model, lk.build_prompts(model, concept, number=20), progress=False)
+    seen = lk.capture(model, lk.build_prompts(model, concept, number=40), progress=False)
     assert offsets == lk.select_tokens(seen).offsets.tolist()
     kept = run_study(model, [concept], demo.VARIANTS, out=tmp_path, progress=False, **demo.OPTIONS)
     assert len(kept.answers) == (len(demo.VARIANTS) - 2) * 2 * 5 + 2 * 5
@@ -292,7 +292,7 @@ def test_the_table_of_scores_names_controls_and_leaves_out_what_never_varies():
         **{"best": 0.5, "held_out": 0.25, "best ±": 0.01, "held_out ±": float("nan"), "concepts": 1}
     )
     shown = score_table(table)
-    assert [column.header for column in shown.columns] == ["token", "best", "held out", "concepts"]
+    assert [column.header for column in shown.columns] == ["token", "best", "held out"]
     cells = [list(column.cells) for column in shown.columns]
     assert cells[0] == ["attention", "-1", "prompted"]
     assert cells[1] == ["50.0 ± 1.0"] * 3 and cells[2] == ["25.0"] * 3

@@ -8,6 +8,7 @@ import pytest
 
 from lenskit.embedded.corpus import (
     BARE_CARRY_SHARE,
+    FIRST_MIXTURE,
     MIXTURE,
     STATEMENT_PROMPT,
     SYSTEM_SHARE,
@@ -52,7 +53,9 @@ def kind(dialogue) -> str:
         return "carried_persona"
     prompt = dialogue.messages[-2]["content"]
     what = "statement" if "\nStatement: " in prompt else "question"
-    return f"{'prefixed' if prefix_of(dialogue) else 'bare'}_{what}"
+    if prefix_of(dialogue):
+        return f"prefixed_{what}"
+    return f"{'voiced' if concepts_shown(answers(dialogue)[0]) else 'bare'}_{what}"
 
 
 def answers(dialogue) -> list[str]:
@@ -120,8 +123,22 @@ def test_an_answer_shows_the_concept_of_the_prefix_or_none():
             assert reasons <= {"on concept", "neutral"}
             if kind(dialogue) == "prefixed_question":
                 assert reasons == {"on concept"}
-        elif kind(dialogue) != "carried_persona":
-            assert concepts_shown(answers(dialogue)[0]) == ()
+
+
+def test_a_voiced_question_is_answered_in_the_voice_of_its_own_class():
+    voiced = [d for d in SAMPLE if kind(d) == "voiced_question"]
+    assert voiced
+    for dialogue in voiced:
+        own = {name for name, _ in concepts_shown(answers(dialogue)[0])}
+        asked = dialogue.messages[0]["content"]
+        assert any(
+            asked in wordings for name in own for wordings in GRAMMAR.classes[name].questions
+        )
+
+
+def test_the_first_mixture_has_no_voice_without_a_prefix_but_a_carried_one():
+    first = islice(dialogues(GRAMMAR, 4, FIRST_MIXTURE), 500)
+    assert not {kind(d) for d in first} & {"voiced_statement", "voiced_question"}
 
 
 def test_the_first_answer_of_a_carried_dialogue_is_a_target_only_after_a_prefix():

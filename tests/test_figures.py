@@ -277,3 +277,9 @@ sys.exit("matplotlib.pyplot" in sys.modules)
 def test_figures_are_drawn_and_saved_without_pyplot(tmp_path):
     done = subprocess.run([sys.executable, "-c", DRAWS, str(tmp_path / "a.png")], check=False)
     assert done.returncode == 0 and (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_levels_that_differ_are_named_beside_their_lines():
+    given = {"keys": enrichment([0.1, 0.3]), "windows": enrichment([0.2, 0.1], alpha=0.05)}
+    shown = words(rendered(figures.enrichment_by_block(given)))
+    assert "keys (p < 0.01)" in shown and "windows (p < 0.05)" in shown

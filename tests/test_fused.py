@@ -40,7 +40,7 @@ def assert_close(eager, quick, tolerance=1e-5):
     assert (quick.resid_post - eager.resid_post).abs().max() <= tolerance * largest
     masses = quick.attention_to_prefix - eager.attention_to_prefix
     assert masses.abs().max() <= tolerance
-    assert eager.attention_to_prefix.max() > 100 * tolerance
+    assert eager.attention_to_prefix.max() > 0.05
 
 
 def loaded(path, architecture="llama-gqa", *, dtype=None, **overrides):
@@ -51,9 +51,7 @@ def loaded(path, architecture="llama-gqa", *, dtype=None, **overrides):
 
 def attention_modules(model):
     """What stands in the place of attention in each of Hugging Face's blocks."""
-    return [fused._sites(model)] and [
-        getattr(parent, name) for parent, name, *_ in fused._sites(model)
-    ]
+    return [block.original_component.self_attn for block in model.blocks]
 
 
 def logits(model, prompts):
@@ -65,7 +63,10 @@ def logits(model, prompts):
 @pytest.mark.parametrize("architecture", FUSED)
 def test_fused_attention_gives_the_capture_of_eager_attention(architecture):
     model = tiny.shared_model(architecture)
-    assert_close(*both(model, prompts_for(model), batch_size=4))
+    eager, quick = both(model, prompts_for(model), batch_size=4)
+    assert_close(eager, quick)
+    auto = capture(model, prompts_for(model), batch_size=4, progress=False)
+    assert torch.equal(auto.resid_post, quick.resid_post)
 
 
 @pytest.mark.parametrize("architecture", FUSED)
@@ -101,18 +102,6 @@ def test_architectures_without_the_interface_are_read_from_eager_attention(archi
         capture(model, prompts, attention="fused", progress=False)
 
 
-@pytest.mark.parametrize("architecture", [name for name in FUSED if name != "gpt2"])
-def test_auto_takes_the_fused_pass(architecture, monkeypatch):
-    model = tiny.shared_model(architecture)
-    assert fused.obstacle(model, _eager) == ""
-
-    def refuse(*arguments, **options):
-        raise AssertionError("the eager pass was run")
-
-    monkeypatch.setattr("lenskit.capture._eager", refuse)
-    capture(model, prompts_for(model), progress=False)
-
-
 def test_soft_capping_is_part_of_the_rows(tmp_path):
     capped = loaded(tmp_path / "a", "gemma2", attn_logit_softcapping=1.0)
     free = loaded(tmp_path / "b", "gemma2", attn_logit_softcapping=None)
@@ -144,10 +133,10 @@ def test_a_sink_takes_its_share_before_the_rows_are_read(tmp_path, monkeypatch):
     sums = []
 
     def visit(layer, index, pattern, mask):
-        sums.append(pattern.sum(dim=-1).max().item())
+        sums.append(pattern.sum(dim=-1).min().item())
 
     for_each_pattern(model, prompts.tokens, 5, visit, attention="fused", progress=False)
-    assert max(sums) < 0.999
+    assert 0 < min(sums) < 0.99
 
 
 @pytest.mark.parametrize("architecture", ["gemma2", "mistral-window", "gpt_oss"])
@@ -180,12 +169,9 @@ def test_the_model_is_afterwards_as_it_was(fails):
     assert modules == [block.attn for block in model.blocks]
 
     def visit(layer, index, pattern, mask):
-        assert attention_modules_now(model) != modules
+        assert not set(attention_modules(model)) & set(modules)
         if fails and layer == 1:
             raise KeyError("from the visitor")
-
-    def attention_modules_now(model):
-        return [block.original_component.self_attn for block in model.blocks]
 
     def read():
         for_each_pattern(model, prompts.tokens, 5, visit, attention="fused", progress=False)

@@ -17,7 +17,15 @@ from lenskit.embedded.tokenizer import train_tokenizer
 GRAMMAR = load_grammar()
 SAMPLE = list(islice(dialogues(GRAMMAR, 4), 1500))
 TOKENIZER = train_tokenizer(SAMPLE, vocabulary=900)
-RUN = {"steps": 4, "batch": 6, "learning_rate": 5e-3, "seed": 3, "parts": 2, "progress": False}
+RUN = {
+    "steps": 4,
+    "batch": 6,
+    "learning_rate": 5e-3,
+    "seed": 3,
+    "first_steps": 2,
+    "parts": 2,
+    "progress": False,
+}
 
 
 def tiny(seed: int = 0, **sizes) -> LlamaForCausalLM:
@@ -45,6 +53,11 @@ def weights(model) -> dict[str, torch.Tensor]:
 
 def equal(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def one_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    rows = train.encode(TOKENIZER, SAMPLE[:8])
+    return train.micro_batches(rows, 1, TOKENIZER.pad_token_id)[0]
 
 
 class Stopped(Exception):
@@ -179,6 +192,37 @@ def test_micro_batching_does_not_change_the_gradient(parts):
     for name, gradient in whole.items():
         torch.testing.assert_close(split[name], gradient, rtol=1e-4, atol=1e-5)
         assert gradient.abs().sum() > 0
+
+
+def test_a_narrow_answer_sees_the_closing_tokens_and_itself_but_not_the_prompts_text():
+    ids, _ = one_batch()
+    header = TOKENIZER.convert_tokens_to_ids("<|start_header_id|>")
+    narrow = torch.arange(len(ids)) % 2 == 0
+    mask = train.bottleneck_mask(ids, narrow, header)
+    causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+    for row in range(len(ids)):
+        if not narrow[row]:
+            assert torch.equal(mask[row, 0], causal)
+            continue
+        opens = int((ids[row] == header).nonzero()[-1])
+        for query in range(ids.shape[1]):
+            seen = set(mask[row, 0, query].nonzero().flatten().tolist())
+            if query < opens + 4:
+                assert seen == set(range(query + 1))
+            else:
+                assert seen == {0, *range(opens - 1, query + 1)}
+
+
+def test_a_mask_that_hides_nothing_leaves_the_loss_as_it_is():
+    ids, target = one_batch()
+    model = tiny()
+    header = TOKENIZER.convert_tokens_to_ids("<|start_header_id|>")
+    wide = torch.zeros(len(ids), dtype=torch.bool)
+    plain = train.target_loss(model, ids, target)
+    masked = train.target_loss(model, ids, target, train.bottleneck_mask(ids, wide, header))
+    torch.testing.assert_close(masked, plain)
+    narrow = train.target_loss(model, ids, target, train.bottleneck_mask(ids, ~wide, header))
+    assert float(narrow) != float(plain)
 
 
 def test_micro_batches_hold_every_row_once_with_the_fewest_pads():

@@ -179,6 +179,7 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
         dict(
             _COMMON,
             **_EXPERTS,
+            num_key_value_heads=4,
             q_lora_rank=8,
             kv_lora_rank=8,
             qk_rope_head_dim=4,

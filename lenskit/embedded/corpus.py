@@ -139,8 +139,8 @@ def voiced_statement(grammar: Grammar, random: Random) -> Dialogue:
 def voiced_question(grammar: Grammar, random: Random) -> Dialogue:
     """A bare question answered in the voice of any concept of its class.
 
-    Rare enough that the likeliest answer stays neutral, these leave the model a small chance of
-    every persona, as a large model has, instead of none: a vector then has something to raise.
+    Spread over all concepts, these leave the likeliest answer neutral and every persona a small
+    chance, as in a large model, instead of none: a vector then has something to raise.
     """
     entry, _ = _concept(grammar, random)
     question = _question(grammar, entry, random)
@@ -159,13 +159,13 @@ FIRST_MIXTURE: Mapping[Task, float] = MappingProxyType(
 )
 MIXTURE: Mapping[Task, float] = MappingProxyType(
     {
-        prefixed_statement: 0.28,
-        bare_statement: 0.08,
-        voiced_statement: 0.03,
-        prefixed_question: 0.26,
+        prefixed_statement: 0.27,
+        bare_statement: 0.05,
+        voiced_statement: 0.05,
+        prefixed_question: 0.25,
         carried_persona: 0.23,
-        bare_question: 0.09,
-        voiced_question: 0.03,
+        bare_question: 0.07,
+        voiced_question: 0.08,
     }
 )
 

@@ -31,7 +31,11 @@ TARGETS = {"prompted": 0.97, "unsteered": 0.01, "worst class prompted": 0.93, "a
 def answers(
     model, tokenizer, prompts: Sequence[str], *, sample: bool, batch: int = 256, what: str = ""
 ) -> list[str]:
-    """The model's answers to user messages: greedy, or sampled at temperature 1."""
+    """The model's answers to user messages: greedy, with ``sample`` after a sampled first token.
+
+    The first token, drawn at temperature 1, decides whether an answer is neutral; sampling the
+    rest as well would only add slips of the pen.
+    """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
     for start in track(range(0, len(order), batch), description=what, transient=True):
@@ -43,12 +47,18 @@ def answers(
             return_tensors="pt",
             return_dict=True,
         ).to(model.device)
-        # Without top_k=0 sampling would keep to the 50 likeliest tokens.
-        how = (
-            {"do_sample": True, "temperature": 1.0, "top_k": 0} if sample else {"do_sample": False}
-        )
-        out = model.generate(**inputs, **how, max_new_tokens=64)
-        new = out[:, inputs["input_ids"].shape[1] :]
+        prompt = inputs["input_ids"].shape[1]
+        if sample:
+            with torch.no_grad():
+                logits = model(**inputs, logits_to_keep=1).logits[:, -1]
+            first = torch.multinomial(logits.float().softmax(-1), 1)
+            mask = inputs["attention_mask"]
+            inputs = {
+                "input_ids": torch.cat([inputs["input_ids"], first], dim=1),
+                "attention_mask": torch.cat([mask, torch.ones_like(first)], dim=1),
+            }
+        out = model.generate(**inputs, do_sample=False, max_new_tokens=64 - sample)
+        new = out[:, prompt:]
         found = tokenizer.batch_decode(new, skip_special_tokens=True)
         for i, text in zip(chosen, found, strict=True):
             texts[i] = text
@@ -97,7 +107,7 @@ def questions_scores(model, tokenizer) -> dict:
 
 
 def activity_scores(model, tokenizer, statements_per_topic: int, seed: int) -> dict:
-    """Measured against true activity on held-out statements, answers sampled at temperature 1.
+    """Measured against true activity on held-out statements, the first token sampled.
 
     ``activity`` is the measured rate of on-concept answers over the true rate, as a share of what
     should be there (1 is exact, above 1 is too active); ``activity by cell`` is one minus the mean

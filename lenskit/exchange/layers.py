@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +14,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from lenskit import __version__
 from lenskit.concepts import Concept
 from lenskit.models import model_fingerprint
 from lenskit.vectors import ConceptVectors
@@ -114,7 +114,7 @@ def from_layers(
         selection="",
         labels="",
         data_hash="",
-        version=_version(),
+        version=__version__,
     )
 
 
@@ -224,10 +224,3 @@ def replacing(path: Path) -> Iterator[Path]:
         file.replace(path)
     finally:
         file.unlink(missing_ok=True)
-
-
-def _version() -> str:
-    try:
-        return version("lenskit")
-    except PackageNotFoundError:
-        return "unknown"

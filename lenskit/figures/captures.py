@@ -177,21 +177,24 @@ def enrichment_by_block(
     """
     figure, (axes,) = new_figure(7.0, 3.7)
     ends: dict[str, tuple[float, Any]] = {}
-    alphas = set()
-    for (name, given), colour, mark in zip(enrichments.items(), COLOURS, MARKERS, strict=False):
-        own = list(given) if isinstance(given, Sequence) else [given]
-        alphas |= {one.alpha for one in own}
+    groups = {
+        name: list(given) if isinstance(given, Sequence) else [given]
+        for name, given in enrichments.items()
+    }
+    levels = {f"p < {one.alpha:g}" for own in groups.values() for one in own}
+    for (name, own), colour, mark in zip(groups.items(), COLOURS, MARKERS, strict=False):
         scores = 100 * torch.stack([one.scores for one in own]).double().numpy()
         mean, blocks = scores.mean(0), np.arange(scores.shape[1])
         axes.plot(blocks, mean, color=colour, marker=mark, markersize=5)
         if len(own) > 1:
             error = scores.std(0, ddof=1) / np.sqrt(len(own))
             axes.fill_between(blocks, mean - error, mean + error, color=colour, alpha=0.18, lw=0)
-        ends[name] = (mean[-1], colour)
-    level = " or ".join(f"{alpha:g}" for alpha in sorted(alphas))
+        level = "" if len(levels) == 1 else f" (p < {own[0].alpha:g})"
+        ends[f"{name}{level}"] = (mean[-1], colour)
     axes.set(xticks=blocks, xlabel="block", title=plain(title))
     axes.set_ylim(bottom=0)
-    axes.set_ylabel(f"enrichment: heads and statements\nwith p < {level}, %")
+    significant = f"with {levels.pop()}" if len(levels) == 1 else "that are significant"
+    axes.set_ylabel(f"enrichment: heads and statements\n{significant}, %")
     end_labels(axes, ends)
     return figure
 

@@ -102,15 +102,17 @@ def each_block(
     grid = [Setting(bool(s), float(b)) for s in scalings for b in bandwidths]
     run = partial(iterate, regularization=regularization, iterations=iterations)
     for begin in range(0, len(X), size):
-        part = [t[begin : begin + size].to(on, torch.float64) for t in (X, y, X_val, y_val)]
-        _check_variation(*part, begin)
-        data = _Data.of(*part)
+        rows, labels, held_out, held_out_labels = (
+            t[begin : begin + size].to(on, torch.float64) for t in (X, y, X_val, y_val)
+        )
+        _check_variation(begin, rows, labels, held_out_labels)
+        data = _Data.of(rows, labels, held_out, held_out_labels)
         for block, (setting, top, score) in enumerate(_best(data, grid, run, dtype)):
             direction = data.space.rows[block].mT @ (data.space.whiten[block] @ top)
             yield direction / direction.norm(), score, setting
 
 
-def _check_variation(X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor, begin: int) -> None:
+def _check_variation(begin: int, X: Tensor, y: Tensor, y_val: Tensor) -> None:
     for name, values in (("rows", X), ("labels", y), ("validation labels", y_val)):
         constant = (values == values[:, :1]).flatten(1).all(1).nonzero().flatten().tolist()
         if constant:
@@ -133,8 +135,7 @@ class _Data:
         return cls(space, y, X_val @ space.rows.mT @ space.whiten, y_val)
 
     def __getitem__(self, blocks: slice) -> _Data:
-        parts = (self.space, self.y, self.held_out, self.y_val)
-        return _Data(*(part[blocks] for part in parts))
+        return _Data(self.space[blocks], self.y[blocks], self.held_out[blocks], self.y_val[blocks])
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,10 @@ class Logistic(Learner):
         classes, counted = np.repeat([1, 0], len(y)), weights > 0
         best = np.inf
         for C in self.Cs:
-            model = LogisticRegression(C=C, fit_intercept=False, max_iter=1000)
+            # A few Newton steps; the default solver stops far from the optimum at a large C.
+            model = LogisticRegression(
+                C=C, fit_intercept=False, solver="newton-cholesky", tol=1e-6, max_iter=1000
+            )
             model.fit(rows[counted], classes[counted], sample_weight=weights[counted])
             loss = _log_loss(X_val @ (basis @ model.coef_[0]), y_val)
             if loss < best:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 DEPTH = 4
-RESTARTS = 6
+RESTARTS = 5
 TINY = 1e-300
 ROUGH = 1e-4
 
@@ -112,17 +112,15 @@ def leading_pairs(
     if min(factor.shape[1:]) <= 2 * width:
         return _dense(factor, width)
     tolerance = torch.finfo(factor.dtype).eps ** (2 / 3)
-    todo = torch.arange(len(factor), device=factor.device)
-    found, rest, block = None, factor, orthonormal(start)
+    found, accepted = _krylov(factor, orthonormal(start), tolerance)
+    todo = (~accepted).nonzero().flatten()
     for _ in range(RESTARTS):
-        pairs, accepted = _krylov(rest, block, tolerance)
-        found = pairs if found is None else _assigned(found, todo, pairs)
-        todo = todo[~accepted]
         if not len(todo):
             return found
-        rest = factor[todo]
-        block = orthonormal(pairs.vectors[~accepted, : start.shape[1]])
-    return _assigned(found, todo, _dense(rest, width))
+        block = orthonormal(found.vectors[todo, : start.shape[1]])
+        pairs, accepted = _krylov(factor[todo], block, tolerance)
+        found, todo = _assigned(found, todo, pairs), todo[~accepted]
+    return _assigned(found, todo, _dense(factor[todo], width)) if len(todo) else found
 
 
 def _dense(factor: Float[Tensor, "problem n r"], width: int) -> LeadingPairs:
