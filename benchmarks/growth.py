@@ -174,7 +174,7 @@ def run(
     for series, some in cases:
         for size, case in some:
             series.sizes.append(size)
-            taken = measure.medians({"": case}, pair.device, 1 if quick else repeats)
+            taken = measure.medians({"": case}, pair.device, repeats)
             series.seconds.append(taken[""])
         found.append(series)
     if figure is not None:

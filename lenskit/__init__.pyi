@@ -13,6 +13,7 @@ from lenskit.concepts import Concept as Concept
 from lenskit.concepts import ConceptClass as ConceptClass
 from lenskit.concepts import concepts as concepts
 from lenskit.concepts import statements as statements
+from lenskit.embedded.judge import concepts_shown as concepts_shown
 from lenskit.enrichment import Enrichment as Enrichment
 from lenskit.enrichment import enrich as enrich
 from lenskit.enrichment import rank_stability as rank_stability

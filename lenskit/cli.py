@@ -195,6 +195,35 @@ def study(
                 console.print(f"wrote {path}")
 
 
+@app.command()
+def plan(
+    model: Annotated[
+        str, typer.Argument(help="a local folder, a hub id, or the embedded model")
+    ] = EMBEDDED,
+    number: Annotated[int, typer.Option("--concepts", help="how many in the study")] = 60,
+    prompts: Annotated[int, typer.Option(help="prompts for each concept")] = 400,
+    tokens: Annotated[
+        int | None, typer.Option(help="tokens of a prompt, if not those of the grammar's")
+    ] = None,
+    answers: Annotated[int, typer.Option(help="questions times coefficients")] = 40,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens of an answer")] = 50,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, …")] = None,
+) -> None:
+    """Estimate the memory and time of a study from a few seconds of the model itself."""
+    with _mistakes():
+        from transformers.utils import logging
+
+        from lenskit.models import load_model
+        from lenskit.plan import plan as estimate
+        from lenskit.plan import plan_table
+
+        logging.disable_progress_bar()
+        loaded = load_model(model, device=device, dtype=dtype, check=False)
+        found = estimate(loaded, number, prompts, tokens, answers, max_new_tokens)
+        Console().print(plan_table(found))
+
+
 @app.command(name="concepts")
 def list_concepts(
     name: Annotated[str, typer.Argument(help="a class, or nothing for all")] = "",

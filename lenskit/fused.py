@@ -141,10 +141,10 @@ def _try(model: TransformerBridge, eager: Callable[..., None]) -> str:
     found: list[dict[tuple[str, int], Tensor]] = []
     try:
         for run in (eager, forward):
-            found.append(seen := {})
+            found.append({})
 
-            def keep(kind: str, layer: int, rows: Tensor, seen: dict = seen) -> None:
-                seen[kind, layer] = rows.float().cpu()
+            def keep(kind: str, layer: int, rows: Tensor) -> None:
+                found[-1][kind, layer] = rows.float().cpu()
 
             run(
                 model,
@@ -196,9 +196,10 @@ def _fused_attention(model: TransformerBridge, readers: Sequence[Reader]) -> Ite
 def _sites(model: TransformerBridge) -> Iterator[tuple[nn.Module, str, nn.Module, nn.Module]]:
     """For each block: a module, the name in it of the bridge's attention, that, and the native."""
     for layer, block in enumerate(model.blocks):
-        bridge = block._modules.get("attn")
+        bridge: Any = block._modules.get("attn")
         native = getattr(bridge, "original_component", None)
-        parent, *path = (block.original_component, *str(getattr(bridge, "name", "")).split("."))
+        parent: Any = block.original_component
+        path = str(getattr(bridge, "name", "")).split(".")
         for part in path[:-1]:
             parent = getattr(parent, part, None)
         if native is None or getattr(parent, path[-1], None) is not bridge:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from lenskit.check import ModelReport, check_model, model_report
 from lenskit.reference import ModelCheckError, Reference
@@ -153,14 +155,28 @@ def load_hugging_face(
         options["quantization_config"] = _quantization(quantization, options["dtype"])
         device_map = {"": place} if device_map is None else device_map
     try:
-        hf_model = AutoModelForCausalLM.from_pretrained(
-            name, attn_implementation="eager", device_map=device_map, **options
-        )
+        with _bars(shown=str(name_or_path) != EMBEDDED):
+            hf_model = AutoModelForCausalLM.from_pretrained(
+                name, attn_implementation="eager", device_map=device_map, **options
+            )
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
         raise ModelCheckError(f"{name} is not a causal language model of transformers") from error
     return hf_model.to(place) if device_map is None else hf_model
+
+
+@contextmanager
+def _bars(*, shown: bool) -> Iterator[None]:
+    """Transformers' progress bars as they are, or none: a small model is there at once."""
+    enabled = logging.is_progress_bar_enabled()
+    if not shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def model_fingerprint(model: TransformerBridge) -> str:

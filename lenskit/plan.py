@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -253,7 +254,7 @@ def _grown(model: TransformerBridge, run: Callable[[int], None], largest: int) -
     """Seconds of ``run(number)``, and the number, four times greater until enough time passes."""
     number = min(4, largest)
     while True:
-        seconds = _seconds(model, lambda number=number: run(number))
+        seconds = _seconds(model, partial(run, number))
         if seconds >= _ENOUGH_SECONDS or number == largest:
             return seconds, number
         number = min(4 * number, largest)

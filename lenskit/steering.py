@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from lenskit.vectors import ConceptVectors
 
-    Coefficient = float | Sequence[float] | Float[Tensor, "row"]
-    Composition = Sequence[tuple[ConceptVectors, Coefficient]]
-    Steering = ConceptVectors | Composition | Sequence[ConceptVectors | None]
+    Coefficient: TypeAlias = float | Sequence[float] | Float[Tensor, "row"]
+    Composition: TypeAlias = Sequence[tuple[ConceptVectors, Coefficient]]
+    Steering: TypeAlias = ConceptVectors | Composition | Sequence[ConceptVectors | None]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ import pytest
 import tiny
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
 from lenskit import plan as planning
 from lenskit.capture import capture
+from lenskit.cli import app
 from lenskit.concepts import concepts
 from lenskit.generation import generate
 from lenskit.models import load_model
@@ -140,3 +142,14 @@ def test_a_plan_leaves_the_model_as_it_was():
         plan(model, **SMALL)
         assert torch.equal(model(ids), before)
     assert not any(point.has_hooks() for point in model.hook_dict.values())
+
+
+def test_the_command_prints_the_table_and_mistakes_in_a_line():
+    words = ["plan", str(tiny.shared_folder()), "--device", "cpu", "--concepts", "3"]
+    small = ["--prompts", "8", "--answers", "2", "--max-new-tokens", "2"]
+    done = CliRunner().invoke(app, [*words, *small])
+    assert done.exit_code == 0, done.output
+    assert "3 concepts" in done.output and "weights" in done.output
+    wrong = CliRunner().invoke(app, [*words, "--prompts", "1"])
+    assert wrong.exit_code == 1
+    assert wrong.output.startswith("Error: prompts must be at least 4")

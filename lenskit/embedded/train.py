@@ -212,10 +212,11 @@ def train_model(
             for ids, target in micro_batches(rows, parts, tokenizer.pad_token_id):
                 narrow = torch.tensor([random.random() < share for _ in ids])
                 mask = bottleneck_mask(ids, narrow, header) if bool(narrow.any()) else None
-                batched = [None if t is None else t.to(model.device) for t in (ids, target, mask)]
+                ids, target = ids.to(model.device), target.to(model.device)
+                mask = None if mask is None else mask.to(model.device)
                 # On a CPU without matrix units bfloat16 is no faster than float32.
                 with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
-                    loss = target_loss(model, *batched) / number
+                    loss = target_loss(model, ids, target, mask) / number
                 loss.backward()
                 total += loss.item()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
