@@ -6,7 +6,6 @@ started again; ``--shard 0/2`` and ``--shard 1/2`` run halves as two processes o
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,27 +15,31 @@ from rich.console import Console
 
 from lenskit.choices import read_shard, spread
 from lenskit.concepts import concepts
-from lenskit.figures import row_names, steerability_bars
+from lenskit.demo import BY_TOKEN, CONTROLLED, OPTIONS
 from lenskit.models import load_model, model_fingerprint
-from lenskit.study import CONTROLS, LEARNERS, Study, Variant, finished, run_study
+from lenskit.study import Study, Variant, finished, run_study
 from lenskit.tables import score_table
-from lenskit.vectors import RecursiveFeatureMachine
 
-TOKENS = ("attention", "-1", "-2", "-3", "-4", "-5")
-KINDS = (("soft", "rfm"), ("hard", "rfm"), ("soft", "covariance"), ("hard", "mean difference"))
-OTHERS = (
-    ("soft", "ridge"),
+LABELS = (
+    ("hard", "mean difference"),
+    ("soft", "covariance"),
     ("hard", "ridge"),
-    ("soft", "logistic"),
+    ("soft", "ridge"),
     ("hard", "logistic"),
+    ("soft", "logistic"),
     ("hard", "pca"),
+    ("hard", "rfm"),
+    ("soft", "rfm"),
 )
-VARIANTS = (
-    *(Variant(token, labels, learner) for labels, learner in KINDS for token in TOKENS),
-    *(Variant("attention", labels, learner) for labels, learner in OTHERS),
-    *(Variant(labels="soft", learner="covariance", control=control) for control in CONTROLS),
+VARIANTS = tuple(
+    dict.fromkeys(
+        (
+            *BY_TOKEN,
+            *(Variant(labels=labels, learner=learner) for labels, learner in LABELS),
+            *CONTROLLED,
+        )
+    )
 )
-COEFFICIENTS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1)
 
 
 def markdown(study: Study, head: str) -> str:
@@ -64,7 +67,6 @@ def markdown(study: Study, head: str) -> str:
 
 def main(
     number: Annotated[int, typer.Option("--concepts", help="of each class")] = 21,
-    prompts: int = 200,
     shard: str = "0/1",
     work: Path = Path("results/comparison"),
     out: Path = Path("benchmarks/results/comparison.md"),
@@ -75,30 +77,23 @@ def main(
     torch.set_num_threads(threads)
     loaded = load_model(model, device="cpu")
     chosen = [concept for name in concepts for concept in spread(name, number)]
-    options = {
-        "coefficients": COEFFICIENTS,
-        "prompts": prompts,
-        "learners": {**LEARNERS, "rfm": partial(RecursiveFeatureMachine, dtype="float32")},
-    }
-    run_study(loaded, chosen[read_shard(shard)], VARIANTS, out=work, **options)
+    run_study(loaded, chosen[read_shard(shard)], VARIANTS, out=work, **OPTIONS)
     if len(finished(work, chosen)) < len(chosen):
         Console().print("the other shards are still at work")
         return
-    study = run_study(loaded, chosen, VARIANTS, out=work, **options)
+    study = run_study(loaded, chosen, VARIANTS, out=work, **OPTIONS)
     Console().print(score_table(study.compare()))
+    coefficients = OPTIONS["coefficients"]
     head = (
-        f"{len(chosen)} concepts, {prompts} prompts each, {model_fingerprint(loaded)}; in % of "
-        "questions, ± standard error over concepts. All blocks are steered, and every way of "
-        f"steering has the same {len(COEFFICIENTS)} coefficients to choose from: "
-        f"{', '.join(map(str, COEFFICIENTS))} mean residual norms.\n"
+        f"{len(chosen)} concepts, {OPTIONS['prompts']} prompts each, "
+        f"{model_fingerprint(loaded)}; in % of questions, ± standard error over concepts. All "
+        "blocks are steered, and every way of steering has the same "
+        f"{len(coefficients)} coefficients to choose from: "
+        f"{', '.join(map(str, coefficients))} mean residual norms.\n\n"
         "`python -m benchmarks.comparison`"
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(markdown(study, head), encoding="utf-8")
-    names = set(row_names(study.compare()))
-    steerability_bars(study.compare(), title=f"{len(names)} ways to steer").savefig(
-        out.with_suffix(".png")
-    )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from lenskit.vectors import RecursiveFeatureMachine
 PROCESSES = 2
 CONCEPTS = 12  # of each class
 PROMPTS = 160
-COEFFICIENTS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15)
+COEFFICIENTS = (0.03, 0.045, 0.06, 0.08, 0.1, 0.13, 0.17)
 NULLS: tuple[Null, ...] = get_args(Null)
 BY_TOKEN = tuple(
     Variant(token, "hard", "mean difference")

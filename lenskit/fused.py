@@ -197,12 +197,13 @@ def _sites(model: TransformerBridge) -> Iterator[tuple[nn.Module, str, nn.Module
     """For each block: a module, the name in it of the bridge's attention, that, and the native."""
     for layer, block in enumerate(model.blocks):
         bridge: Any = block._modules.get("attn")
-        native = getattr(bridge, "original_component", None)
+        native: Any = getattr(bridge, "original_component", None)
         parent: Any = block.original_component
         path = str(getattr(bridge, "name", "")).split(".")
         for part in path[:-1]:
             parent = getattr(parent, part, None)
-        if native is None or getattr(parent, path[-1], None) is not bridge:
+        found: Any = getattr(parent, path[-1], None)
+        if native is None or found is not bridge:
             raise Unsupported(f"block {layer} has no attention module that could be replaced")
         yield parent, path[-1], bridge, native
 

@@ -54,7 +54,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     device_map: DeviceMap | None = None,
-    quantization: Literal["4bit", "8bit"] | None = None,
+    quantization: Literal["4bit"] | None = None,
     check: bool | Literal["hooks"] = True,
     hf_model: PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -108,7 +108,7 @@ def load_model(
             dtype=hf_model.dtype,
             trust_remote_code=bool(options.get("trust_remote_code", False)),
         )
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError, RuntimeError) as error:
         # The reason comes first; a list of all that could be opened may follow.
         reason = str(error).split(" Available architectures")[0]
         raise ModelCheckError(
@@ -128,7 +128,7 @@ def load_hugging_face(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     device_map: DeviceMap | None = None,
-    quantization: Literal["4bit", "8bit"] | None = None,
+    quantization: Literal["4bit"] | None = None,
     **options: Any,
 ) -> PreTrainedModel:
     """The model that ``load_model`` wraps: Hugging Face's own, with eager attention.
@@ -136,8 +136,9 @@ def load_hugging_face(
     ``device``: a GPU where there is one. ``dtype`` (a ``torch.dtype`` or its name): float32 on the
     CPU, else that of the checkpoint; with ``quantization``, that of the arithmetic.
     ``device_map`` (``"auto"``, or a device for each module) instead of ``device`` spreads the
-    blocks over several GPUs; it needs accelerate. ``quantization="4bit"`` (NF4) or ``"8bit"``
-    needs accelerate and bitsandbytes. ``options`` go to Hugging Face.
+    blocks over several GPUs; it needs accelerate. ``quantization="4bit"`` (NF4) needs
+    accelerate and bitsandbytes, and a model whose queries, keys and values are separate matrices.
+    (In 8 bits a prompt's values depend on its batch.) ``options`` go to Hugging Face.
 
     Raises ``ImportError`` where one of these is not installed, and ``ModelCheckError`` for what is
     no causal language model.
@@ -224,12 +225,13 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype
 def _quantization(quantization: str, dtype: torch.dtype | str) -> Any:
     from transformers import BitsAndBytesConfig
 
-    if quantization not in ("4bit", "8bit"):
-        raise ValueError(f"quantization must be '4bit' or '8bit', got {quantization!r}")
+    if quantization != "4bit":
+        raise ValueError(
+            f"quantization must be '4bit' or None, got {quantization!r}; load another kind with "
+            "transformers and pass it as hf_model"
+        )
     for package in ("accelerate", "bitsandbytes"):
         _require(package, f"quantization={quantization!r}")
-    if quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
     arithmetic = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=arithmetic

@@ -57,7 +57,7 @@ LEARNERS: Mapping[str, Callable[[], object]] = MappingProxyType(
 LABELS: Mapping[str, Callable[[Capture, TokenSelection], Float[Tensor, "prompt layer"]]] = (
     MappingProxyType({"soft": soft_labels, "hard": hard_labels})
 )
-COEFFICIENTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+COEFFICIENTS = (0.03, 0.045, 0.06, 0.08, 0.1, 0.13, 0.17)
 CONTROLS = ("unsteered", "prompted", "random vector", "shuffled labels")
 KEYS = ["token", "labels", "learner", "blocks", "control"]
 

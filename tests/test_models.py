@@ -6,6 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import lenskit._data
+import lenskit.models
+from lenskit.capture import capture
+from lenskit.generation import generate
 from lenskit.models import (
     PLAIN_TEMPLATE,
     ModelCheckError,
@@ -17,6 +20,7 @@ from lenskit.models import (
     model_report,
     position_ids,
 )
+from lenskit.prompts import build_prompts
 from lenskit.templates import load_tokenizer, pad_left, prepare_tokenizer
 
 USER = [{"role": "user", "content": "What do you think of rain?"}]
@@ -110,6 +114,87 @@ def test_bfloat16_is_loaded_and_checked_on_request():
     assert model_report(model).pattern_error < 3e-2
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("architecture", ["llama-gqa", "gpt2", "gemma2", "gemma3", "olmo2", "phi3"])
+def test_a_capture_in_half_precision_is_finite_and_close_to_float32(architecture, dtype):
+    full = tiny.shared_model(architecture)
+    half = load_model(tiny.shared_folder(architecture), device="cpu", dtype=dtype)
+    statements = ["Rain.", "Libraries should stay open on Sundays, and nobody should pay."]
+    prompts = build_prompts(full, "Take on a cheerful mood.", statements=statements)
+    theirs, ours = (capture(each, prompts, progress=False) for each in (full, half))
+    rounding = 0.1 if dtype == "bfloat16" else 0.01
+    for name in ("attention_to_prefix", "resid_post"):
+        expected, found = getattr(theirs, name), getattr(ours, name)
+        assert found.dtype == torch.float32 and bool(found.isfinite().all())
+        assert (found - expected).abs().max() < rounding * expected.abs().max()
+        assert not torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "device_map",
+    [
+        "cpu",
+        {"": "cpu"},
+        {"model.embed_tokens": "cpu", "model.layers": "cpu"}
+        | {"model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"},
+    ],
+)
+def test_a_model_placed_by_a_device_map_is_the_same(device_map):
+    pytest.importorskip("accelerate")
+    model = load_model(tiny.shared_folder(), device_map=device_map)
+    assert model.original_model.dtype == torch.float32
+    assert model_report(model).pattern_error < 1e-5
+    assert model_fingerprint(model) == model_fingerprint(tiny.shared_model())
+    assert generate(model, "Why?", max_new_tokens=4) == generate(
+        tiny.shared_model(), "Why?", max_new_tokens=4
+    )
+
+
+def test_quantized_weights_are_loaded_checked_and_steered_alike():
+    pytest.importorskip("bitsandbytes")
+    folder = tiny.shared_folder()
+    model = load_model(folder, device="cpu", dtype="float32", quantization="4bit")
+    names = {type(module).__name__ for module in model.original_model.modules()}
+    assert "Linear4bit" in names
+    assert model_report(model).pattern_error < 1e-5
+    assert model_fingerprint(model) != model_fingerprint(tiny.shared_model())
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "message"),
+    [
+        ("accelerate", {"device_map": "auto"}, "device_map='auto' needs accelerate.*pip install"),
+        ("accelerate", {"quantization": "4bit"}, "quantization='4bit' needs accelerate"),
+        ("bitsandbytes", {"quantization": "4bit"}, "needs bitsandbytes, which is not installed"),
+    ],
+)
+def test_what_is_not_installed_is_named(monkeypatch, missing, arguments, message):
+    found = {"accelerate", "bitsandbytes"} - {missing}
+    monkeypatch.setattr(lenskit.models, "find_spec", lambda name: name in found or None)
+    with pytest.raises(ImportError, match=message):
+        load_model(tiny.shared_folder(), **arguments)
+
+
+def test_a_device_and_a_device_map_are_not_both_taken():
+    with pytest.raises(ValueError, match="device or device_map"):
+        load_model(tiny.shared_folder(), device="cpu", device_map="auto")
+
+
+def test_fused_projections_in_packed_weights_are_refused_with_the_reason(monkeypatch):
+    def refuse(*arguments, **options):
+        raise RuntimeError("cannot split a fused QKV projection")
+
+    monkeypatch.setattr(lenskit.models.TransformerBridge, "boot_transformers", refuse)
+    with pytest.raises(ModelCheckError, match="cannot open .*Llama.*: cannot split a fused QKV"):
+        load_model(tiny.shared_folder(), device="cpu")
+
+
+def test_attention_that_sinks_may_take_part_of_is_not_refused(tmp_path):
+    folder = tiny.tiny_folder(tmp_path, "gpt_oss")
+    assert model_report(load_model(folder, device="cpu")).pattern_error < 1e-5
+    assert model_report(load_model(folder, device="cpu", check="hooks")).edits
+
+
 def test_a_model_that_the_bridge_cannot_run_in_a_dtype_is_refused_with_a_way_out():
     model = load_model(tiny.shared_folder(), device="cpu", check=False)
     model.original_model.lm_head.to(torch.bfloat16)
@@ -144,6 +229,7 @@ def test_the_embedded_model_is_found_by_its_name(monkeypatch):
         ({"check": "all"}, "check must be"),
         ({"dtype": "float31"}, "float31"),
         ({"dtype": "nn"}, "nn"),
+        ({"quantization": "8bit"}, "quantization must be '4bit'.*'8bit'.*hf_model"),
     ],
 )
 def test_unknown_options_are_refused_by_name(arguments, message):
@@ -153,7 +239,7 @@ def test_unknown_options_are_refused_by_name(arguments, message):
 
 def test_a_loaded_model_keeps_its_own_device_and_dtype():
     loaded = tiny.reference_model(tiny.shared_folder())
-    with pytest.raises(ValueError, match="device and dtype"):
+    with pytest.raises(ValueError, match="device, dtype"):
         load_model(tiny.shared_folder(), hf_model=loaded, dtype="float32")
 
 

@@ -263,7 +263,7 @@ def train(
     state: Annotated[Path, typer.Option(help="where the resumable state is kept")] = Path(
         ".lenskit-train/state.safetensors"
     ),
-    steps: int = 3500,
+    steps: int = 4150,
     batch: int = 64,
     learning_rate: float = 6e-3,
     seed: int = 0,
