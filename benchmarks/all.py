@@ -2,7 +2,7 @@
 
     python -m benchmarks.all --quick
 
-Half an hour on two CPU cores without ``--quick``, some minutes with it. On a GPU:
+On a GPU:
 
     python -m benchmarks.all --device cuda --dtype bfloat16 --shape 8b --share 0.05
 """

@@ -154,7 +154,9 @@ def run(
         (Series("capture", "tokens of a prompt", 1.5), over_lengths(pair, doubled(32, 6))),
         (
             Series("capture", "d_model", 2.0),
-            over_models(random, device, dtype, "hidden_size", doubled(128, 4)),
+            over_models(
+                random, device, dtype, "hidden_size", doubled(max(128, base["hidden_size"] // 8), 4)
+            ),
         ),
         (
             Series("capture", "blocks", 1.0),
@@ -163,7 +165,7 @@ def run(
                 device,
                 dtype,
                 "num_hidden_layers",
-                doubled(max(1, base["num_hidden_layers"] // 4), 5),
+                doubled(max(1, base["num_hidden_layers"] // 8), 4),
             ),
         ),
         (Series("fit", "d_model", 1.0), over_width(device, doubled(256, 6))),
@@ -204,9 +206,10 @@ def table(found: list[Series], name: str) -> measure.Report:
 def draw(found: list[Series], file: Path, title: str) -> None:
     """One panel for each series, both axes logarithmic, with a line of slope 1."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     figure = Figure(figsize=(10, 5), layout="constrained")
-    panels = figure.subplots(2, 4).flat
+    panels = list(figure.subplots(2, 4).flat)
     for panel, series in zip(panels, found, strict=False):
         first = series.seconds[-1] / series.sizes[-1]
         panel.loglog(series.sizes, [first * size for size in series.sizes], color="0.8", lw=1)
@@ -214,8 +217,13 @@ def draw(found: list[Series], file: Path, title: str) -> None:
         panel.set_title(f"{series.part}: p = {series.exponent:.2f}", fontsize=9)
         panel.set_xlabel(series.size, fontsize=8)
         panel.set_ylabel("seconds", fontsize=8)
+        panel.set_xticks(series.sizes, [f"{size:g}" for size in series.sizes])
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_minor_locator(NullLocator())
         panel.tick_params(labelsize=7)
-    for panel in list(panels)[len(found) :]:
+    for panel in panels[len(found) :]:
         panel.set_axis_off()
     figure.suptitle(f"{title} (grey: linear)", fontsize=10)
     file.parent.mkdir(parents=True, exist_ok=True)

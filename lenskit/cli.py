@@ -196,6 +196,22 @@ def study(
 
 
 @app.command()
+def check(
+    model: Annotated[
+        str, typer.Argument(help="a local folder, a hub id, or the embedded model")
+    ] = EMBEDDED,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, …")] = None,
+) -> None:
+    """Show what holds on a model: hooks, captures, steering and generation against its own."""
+    with _mistakes():
+        from lenskit.conformance import check as run_checks
+
+        if not run_checks(model, dtype=dtype, device=device):
+            raise typer.Exit(1)
+
+
+@app.command()
 def plan(
     model: Annotated[
         str, typer.Argument(help="a local folder, a hub id, or the embedded model")

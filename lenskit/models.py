@@ -140,8 +140,8 @@ def load_hugging_face(
     accelerate and bitsandbytes, and a model whose queries, keys and values are separate matrices.
     (In 8 bits a prompt's values depend on its batch.) ``options`` go to Hugging Face.
 
-    Raises ``ImportError`` where one of these is not installed, and ``ModelCheckError`` for what is
-    no causal language model.
+    Raises ``ImportError`` where one of these is not installed, ``ValueError`` where the weights do
+    not fit onto the GPUs, and ``ModelCheckError`` for what is no causal language model.
     """
     name = model_location(name_or_path)
     if device is not None and device_map is not None:
@@ -150,7 +150,7 @@ def load_hugging_face(
     if device_map is not None:
         _require("accelerate", f"device_map={device_map!r}")
         named = device_map.values() if isinstance(device_map, Mapping) else [device_map]
-        place = "cpu" if {str(one) for one in named} <= {"cpu", "disk"} else place
+        place = "cpu" if {str(one) for one in named} == {"cpu"} else place
     options["dtype"] = _dtype(dtype, torch.device(place))
     if quantization is not None:
         options["quantization_config"] = _quantization(quantization, options["dtype"])
@@ -164,6 +164,11 @@ def load_hugging_face(
         if "Unrecognized configuration class" not in str(error):
             raise
         raise ModelCheckError(f"{name} is not a causal language model of transformers") from error
+    if any(weight.is_meta for weight in hf_model.parameters()):
+        raise ValueError(
+            f"device_map={device_map!r} leaves weights on disk or outside the GPUs, where hooks "
+            "cannot follow; use more GPUs, dtype='bfloat16' or quantization='4bit'"
+        )
     return hf_model.to(place) if device_map is None else hf_model
 
 

@@ -150,14 +150,22 @@ def test_a_model_placed_by_a_device_map_is_the_same(device_map):
     )
 
 
-def test_quantized_weights_are_loaded_checked_and_steered_alike():
+def test_weights_that_are_left_on_the_disk_are_refused(tmp_path):
+    pytest.importorskip("accelerate")
+    with pytest.raises(ValueError, match="leaves weights on disk.*4bit"):
+        load_model(tiny.shared_folder(), device_map={"": "disk"}, offload_folder=str(tmp_path))
+
+
+def test_quantized_weights_are_loaded_and_checked(tmp_path):
     pytest.importorskip("bitsandbytes")
-    folder = tiny.shared_folder()
+    # Weights are packed in blocks of 64.
+    folder = tiny.tiny_folder(tmp_path, hidden_size=64, intermediate_size=128)
     model = load_model(folder, device="cpu", dtype="float32", quantization="4bit")
     names = {type(module).__name__ for module in model.original_model.modules()}
     assert "Linear4bit" in names
     assert model_report(model).pattern_error < 1e-5
-    assert model_fingerprint(model) != model_fingerprint(tiny.shared_model())
+    full = load_model(folder, device="cpu", check=False)
+    assert model_fingerprint(model) != model_fingerprint(full)
 
 
 @pytest.mark.parametrize(
