@@ -150,7 +150,7 @@ def run(
 
     base = measure.SHAPES[random]
     cases: list[tuple[Series, Iterator[Case]]] = [
-        (Series("capture", "prompts", 1.0), over_prompts(pair, doubled(25, 5))),
+        (Series("capture", "prompts", 1.1), over_prompts(pair, doubled(25, 5))),
         (Series("capture", "tokens of a prompt", 1.5), over_lengths(pair, doubled(32, 6))),
         (
             Series("capture", "d_model", 2.0),
@@ -159,7 +159,7 @@ def run(
             ),
         ),
         (
-            Series("capture", "blocks", 1.0),
+            Series("capture", "blocks", 1.1),
             over_models(
                 random,
                 device,
@@ -168,9 +168,9 @@ def run(
                 doubled(max(1, base["num_hidden_layers"] // 8), 4),
             ),
         ),
-        (Series("fit", "d_model", 1.0), over_width(device, doubled(256, 6))),
-        (Series("prompts, capture, fit", "concepts", 1.0), over_concepts(pair, doubled(1, 4))),
-        (Series("generation", "rows of a batch", 1.0), over_rows(pair, doubled(4, 6))),
+        (Series("fit", "d_model", 1.1), over_width(device, doubled(256, 6))),
+        (Series("prompts, capture, fit", "concepts", 1.1), over_concepts(pair, doubled(1, 4))),
+        (Series("generation", "rows of a batch", 1.1), over_rows(pair, doubled(4, 6))),
     ]
     found = []
     for series, some in cases:

@@ -98,6 +98,9 @@ def table(
     report = measure.Report(
         f"One concept, {pair.name}, {estimate.prompts} prompts, {estimate.rows} answers",
         ("part", "seconds", "as published, s", "ratio", "target", "lenskit plan, s"),
+        note=f"d_model is {pair.plain.config.hidden_size}. What the fit saves grows with it: there "
+        "is nothing to save where it is no greater than the number of prompts that train. The "
+        "target is for 4096.",
     )
     planned = {name: getattr(estimate, f"{name}_seconds") for name in taken}
     for name in (*taken, "all"):

@@ -145,8 +145,7 @@ def left_padding(model: TransformerBridge) -> list[Result]:
 def batch_composition(model: TransformerBridge) -> list[Result]:
     """A prompt's capture does not depend on the prompts beside it."""
     prompts = _prompts(model.tokenizer)
-    alone = capture(model, prompts, batch_size=1, progress=False)
-    errors = _differences(model, prompts, alone)
+    errors = _differences(model, prompts, capture(model, prompts, batch_size=1, progress=False))
     return [_measured(model, "batch composition", max(errors), "changes nothing")]
 
 
@@ -278,10 +277,7 @@ def _last(model: TransformerBridge, tokens: Tokens) -> list[Tensor]:
 
 
 def _differences(
-    model: TransformerBridge,
-    prompts: PromptSet,
-    theirs: Capture | Alone,
-    way: Attention = "auto",
+    model: TransformerBridge, prompts: PromptSet, theirs: Capture | Alone, way: Attention = "auto"
 ) -> tuple[float, float]:
     """How far a capture of all prompts at once is off: attention, and the worst block's stream."""
     ours = capture(model, prompts, batch_size=len(prompts), attention=way, progress=False)
@@ -297,6 +293,6 @@ def _relative(ours: Tensor, theirs: Tensor) -> float:
 
 def _measured(model: TransformerBridge, name: str, error: float, meaning: str) -> Result:
     limit = TOLERANCES.get(model.cfg.dtype, 1e-5)
-    if error <= limit:
-        return Result(name, True, error, meaning)
-    return Result(name, False, error, f"off by {error:.1e}, more than {limit:.0e}")
+    if error > limit:
+        meaning = f"off by {error:.1e}, more than {limit:.0e}"
+    return Result(name, error <= limit, error, meaning)

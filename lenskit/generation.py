@@ -254,7 +254,8 @@ def _decode(
             raise ValueError(f"{type(hf_model).__name__} keeps no key-value cache to decode with")
         if left <= (1 - _SPARE) * len(running) and hasattr(cache, "batch_select_indices"):
             kept = running.nonzero()[:, 0]
-            cache.batch_select_indices(kept)
+            # On the CPU: the blocks of a model spread over GPUs keep their caches on several.
+            cache.batch_select_indices(kept.cpu())
             mask, positions, live = mask[kept], positions[kept], live[kept]
             chosen, running = chosen[kept], running[kept]
             for each in interventions:

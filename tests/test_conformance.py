@@ -80,6 +80,18 @@ def test_everything_holds_on_every_architecture(architecture, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "architecture",
+    ["mistral-window", "gemma2", "gemma3", "gpt_oss", "olmo3", "cohere2", "gpt_neo"],
+)
+def test_answers_longer_than_the_window_are_steered_alike(architecture, tmp_path):
+    name = "window_size" if architecture == "gpt_neo" else "sliding_window"
+    folder = tiny.tiny_folder(tmp_path, architecture, uneven=True, **{name: 12})
+    model, readings = opened(folder)
+    assert readings.prompts.tokens.lengths.min() > 2 * 12
+    assert [each for each in conformance(model, readings) if each.needed and not each.holds] == []
+
+
+@pytest.mark.parametrize(
     ("architecture", "reason"),
     [
         ("mamba", "patterns for 0 of its 3 blocks.*Recurrent"),
