@@ -66,11 +66,17 @@ def works(
     yield "Capture", lambda: shown(capture.run(*options))
     yield "One concept", lambda: shown(pipeline.run(*options, share=share))
     yield "Growth", lambda: shown(growth.run(*options, figure=figure))
-    dims = [256, 1024] if quick else [256, 1024, 4096]
+    dims, wide = ([256, 1024], 1024) if quick else ([256, 1024, 4096, 8192], 4096)
     span = ["float64", "float32"]
     yield (
-        "Recursive Feature Machine",
+        "Recursive Feature Machine, one block",
         lambda: printed(lambda: rfm.main(dims, 400, 1, device, span, None, False, True, None, 3)),
+    )
+    yield (
+        "Recursive Feature Machine, all blocks of a model",
+        lambda: printed(
+            lambda: rfm.main([wide], 400, 31, device, span, None, False, True, None, 1)
+        ),
     )
     prompts, blocks = (100, 8) if quick else (400, 32)
     yield (

@@ -6,6 +6,7 @@ started again; ``--shard 0/2`` and ``--shard 1/2`` run halves as two processes o
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from lenskit.choices import read_shard, spread
 from lenskit.concepts import concepts
 from lenskit.demo import BY_TOKEN, CONTROLLED, OPTIONS
 from lenskit.models import load_model, model_fingerprint
-from lenskit.study import Study, Variant, finished, run_study
+from lenskit.study import Study, Variant, finished, read_study, run_study
 from lenskit.tables import score_table
 
 LABELS = (
@@ -36,6 +37,7 @@ VARIANTS = tuple(
         (
             *BY_TOKEN,
             *(Variant(labels=labels, learner=learner) for labels, learner in LABELS),
+            *(replace(variant, learner="rfm") for variant in BY_TOKEN),
             *CONTROLLED,
         )
     )
@@ -81,7 +83,7 @@ def main(
     if len(finished(work, chosen)) < len(chosen):
         Console().print("the other shards are still at work")
         return
-    study = run_study(loaded, chosen, VARIANTS, out=work, **OPTIONS)
+    study = read_study(work, chosen)
     Console().print(score_table(study.compare()))
     coefficients = OPTIONS["coefficients"]
     head = (

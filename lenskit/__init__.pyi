@@ -32,6 +32,8 @@ from lenskit.labels import hard_labels as hard_labels
 from lenskit.labels import soft_labels as soft_labels
 from lenskit.models import load_model as load_model
 from lenskit.models import model_fingerprint as model_fingerprint
+from lenskit.plan import Plan as Plan
+from lenskit.plan import plan as plan
 from lenskit.prompts import PromptSet as PromptSet
 from lenskit.prompts import build_prompts as build_prompts
 from lenskit.published import load_concept_folder as load_concept_folder
@@ -49,6 +51,7 @@ from lenskit.selector import select_tokens as select_tokens
 from lenskit.steering import steer as steer
 from lenskit.study import Study as Study
 from lenskit.study import Variant as Variant
+from lenskit.study import read_study as read_study
 from lenskit.study import run_study as run_study
 from lenskit.study import study_concept as study_concept
 from lenskit.study import variants as variants
@@ -62,5 +65,6 @@ from lenskit.vectors import RecursiveFeatureMachine as RecursiveFeatureMachine
 from lenskit.vectors import Ridge as Ridge
 from lenskit.vectors import SoftCovariance as SoftCovariance
 from lenskit.vectors import fit_vectors as fit_vectors
+from lenskit.workers import run_on_workers as run_on_workers
 
 __version__: str

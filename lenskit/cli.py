@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -56,7 +57,9 @@ def _mistakes(again: str = "") -> Iterator[None]:
     except Exception as error:
         from lenskit.check import ModelCheckError
 
-        known = isinstance(error, ValueError | LookupError | OSError | ModelCheckError)
+        known = isinstance(
+            error, ValueError | LookupError | OSError | ImportError | ModelCheckError
+        )
         if _settings["traceback"] or not known:
             raise
         # The text of a KeyError is the repr of its message.
@@ -132,6 +135,9 @@ def study(
     shard: Annotated[
         str, typer.Option(help="i/n: every n-th concept from the i-th, for n processes")
     ] = "0/1",
+    workers: Annotated[
+        int | None, typer.Option(help="processes with a GPU each, or a core without (needs ray)")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="folder that keeps what is finished")] = None,
     batch_size: Annotated[int, typer.Option(help="answers generated at once")] = 256,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
@@ -147,6 +153,8 @@ def study(
         own = chosen[read_shard(shard)]
         if len(own) < len(chosen) and out is None:
             raise ValueError("--shard needs --out, the folder in which the shards meet")
+        if workers is not None and out is None:
+            raise ValueError("--workers needs --out, the folder in which the workers meet")
         if not own:
             raise ValueError(f"--shard {shard} holds none of the {len(chosen)} concepts")
         shown_by = read_phrases(phrases, chosen) if phrases else None
@@ -162,8 +170,17 @@ def study(
 
         from lenskit.models import load_model
         from lenskit.scoring import grammar_judge, phrase_judge
-        from lenskit.study import COEFFICIENTS, LABELS, LEARNERS, finished, run_study, variants
+        from lenskit.study import (
+            COEFFICIENTS,
+            LABELS,
+            LEARNERS,
+            finished,
+            read_study,
+            run_study,
+            variants,
+        )
         from lenskit.tables import score_table, write_tables
+        from lenskit.workers import run_on_workers
 
         ways = variants(
             tokens=tokens,
@@ -182,11 +199,15 @@ def study(
         }
         console = Console()
         logging.disable_progress_bar()
-        loaded = load_model(model, device=device)
-        found = run_study(loaded, own, ways, out=out, progress=console.is_terminal, **options)
+        load = partial(load_model, model, device=device)
+        shown = {"progress": console.is_terminal}
+        if workers is not None and out is not None:
+            found = run_on_workers(load, own, ways, out=out, workers=workers, **shown, **options)
+        else:
+            found = run_study(load(), own, ways, out=out, **shown, **options)
         left = len(chosen) - len(finished(out, chosen)) if out else 0
-        if len(own) < len(chosen) and not left:
-            found = run_study(loaded, chosen, ways, out=out, progress=False, **options)
+        if out and len(own) < len(chosen) and not left:
+            found = read_study(out, chosen)
         console.print(score_table(found.compare()))
         if left:
             console.print(f"{left} of {len(chosen)} concepts are still to be done by other shards")

@@ -30,13 +30,12 @@ from lenskit.models import EMBEDDED, load_model, model_fingerprint
 from lenskit.permutation import Null
 from lenskit.prompts import PromptSet, build_prompts
 from lenskit.selector import TokenSelection, select_tokens
-from lenskit.study import CONTROLS, KEYS, LEARNERS, Study, Variant, run_study
+from lenskit.study import COEFFICIENTS, CONTROLS, KEYS, LEARNERS, Study, Variant, run_study
 from lenskit.vectors import RecursiveFeatureMachine
 
 PROCESSES = 2
 CONCEPTS = 12  # of each class
 PROMPTS = 160
-COEFFICIENTS = (0.03, 0.045, 0.06, 0.08, 0.1, 0.13, 0.17)
 NULLS: tuple[Null, ...] = get_args(Null)
 BY_TOKEN = tuple(
     Variant(token, "hard", "mean difference")

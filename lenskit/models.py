@@ -156,7 +156,7 @@ def load_hugging_face(
         options["quantization_config"] = _quantization(quantization, options["dtype"])
         device_map = {"": place} if device_map is None else device_map
     try:
-        with _bars(shown=str(name_or_path) != EMBEDDED):
+        with _bars(shown=name != model_location(EMBEDDED)):
             hf_model = AutoModelForCausalLM.from_pretrained(
                 name, attn_implementation="eager", device_map=device_map, **options
             )

@@ -57,7 +57,7 @@ LEARNERS: Mapping[str, Callable[[], object]] = MappingProxyType(
 LABELS: Mapping[str, Callable[[Capture, TokenSelection], Float[Tensor, "prompt layer"]]] = (
     MappingProxyType({"soft": soft_labels, "hard": hard_labels})
 )
-COEFFICIENTS = (0.03, 0.045, 0.06, 0.08, 0.1, 0.13, 0.17)
+COEFFICIENTS = (0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.13)
 CONTROLS = ("unsteered", "prompted", "random vector", "shuffled labels")
 KEYS = ["token", "labels", "learner", "blocks", "control"]
 
@@ -300,6 +300,19 @@ def run_study(
 def finished(out: str | Path, concepts: Iterable[Concept]) -> list[Concept]:
     """Those concepts whose part of the study the folder ``out`` holds."""
     return [concept for concept in concepts if (Path(out) / f"{_slug(concept)}.json").exists()]
+
+
+def read_study(out: str | Path, concepts: Iterable[Concept]) -> Study:
+    """The finished study of these concepts that the folder ``out`` holds.
+
+    Raises ValueError where a concept is still to be done.
+    """
+    concepts = list(concepts)
+    left = [c.name for c in concepts if c not in finished(out, concepts)]
+    if left:
+        raise ValueError(f"out={str(out)!r} does not hold {', '.join(left)} yet")
+    files = (Path(out) / f"{_slug(concept)}.json" for concept in concepts)
+    return Study(pd.DataFrame([row for file in files for row in json.loads(file.read_text())]))
 
 
 def _slug(concept: Concept) -> str:

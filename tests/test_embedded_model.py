@@ -28,7 +28,7 @@ def loaded():
 
 
 def greedy(prompts: list[str]) -> list[str]:
-    return answers(*loaded(), prompts, sample=False)
+    return answers(*loaded(), prompts)
 
 
 def test_prompted_answers_show_the_concept_in_every_class():

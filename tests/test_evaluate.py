@@ -112,7 +112,7 @@ def test_samples_are_drawn_from_all_tokens_not_only_the_likeliest():
     model, tokenizer = random_model()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        texts = evaluate.answers(model, tokenizer, ["Who are you?"] * 150, sample=True)
+        texts = evaluate.answers(model, tokenizer, ["Who are you?"] * 150, nucleus=1.0)
     # A model that knows nothing gives all 3,072 tokens about the same chance.
     assert len({text[:6] for text in texts}) > 100
 
@@ -120,6 +120,6 @@ def test_samples_are_drawn_from_all_tokens_not_only_the_likeliest():
 def test_answers_do_not_depend_on_their_batch_and_keep_their_order():
     model, tokenizer = random_model()
     prompts = ["Who are you? " * n for n in (5, 1, 3, 2)]
-    one_by_one = [evaluate.answers(model, tokenizer, [p], sample=False)[0] for p in prompts]
-    assert evaluate.answers(model, tokenizer, prompts, sample=False, batch=3) == one_by_one
+    one_by_one = [evaluate.answers(model, tokenizer, [p])[0] for p in prompts]
+    assert evaluate.answers(model, tokenizer, prompts, batch=3) == one_by_one
     assert len(set(one_by_one)) > 1

@@ -26,15 +26,23 @@ from lenskit.embedded.grammar import CLASS_NAMES, Entry, load_grammar
 from lenskit.embedded.judge import Verdict, judge_answer
 
 TARGETS = {"prompted": 0.97, "unsteered": 0.01, "worst class prompted": 0.93, "activity": 0.9}
+NUCLEUS = 0.95
 
 
 def answers(
-    model, tokenizer, prompts: Sequence[str], *, sample: bool, batch: int = 256, what: str = ""
+    model,
+    tokenizer,
+    prompts: Sequence[str],
+    *,
+    nucleus: float | None = None,
+    batch: int = 256,
+    what: str = "",
 ) -> list[str]:
-    """The model's answers to user messages: greedy, with ``sample`` after a sampled first token.
+    """The model's answers to user messages: greedy, with ``nucleus`` after a sampled first token.
 
-    The first token, drawn at temperature 1, decides whether an answer is neutral; sampling the
-    rest as well would only add slips of the pen.
+    The first token decides whether an answer is neutral. It is drawn at temperature 1 from the
+    fewest tokens that hold this much probability, 1 being all of them; sampling the rest of the
+    answer as well would only add slips of the pen.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
@@ -48,16 +56,18 @@ def answers(
             return_dict=True,
         ).to(model.device)
         prompt = inputs["input_ids"].shape[1]
-        if sample:
+        if nucleus is not None:
             with torch.no_grad():
                 logits = model(**inputs, logits_to_keep=1).logits[:, -1]
-            first = torch.multinomial(logits.float().softmax(-1), 1)
+            shares, order_of = logits.float().softmax(-1).sort(-1, descending=True)
+            inside = shares.cumsum(-1) - shares < nucleus
+            first = order_of.gather(1, torch.multinomial(shares * inside, 1))
             mask = inputs["attention_mask"]
             inputs = {
                 "input_ids": torch.cat([inputs["input_ids"], first], dim=1),
                 "attention_mask": torch.cat([mask, torch.ones_like(first)], dim=1),
             }
-        out = model.generate(**inputs, do_sample=False, max_new_tokens=64 - sample)
+        out = model.generate(**inputs, do_sample=False, max_new_tokens=64 - (nucleus is not None))
         new = out[:, prompt:]
         found = tokenizer.batch_decode(new, skip_special_tokens=True)
         for i, text in zip(chosen, found, strict=True):
@@ -85,15 +95,13 @@ def questions_scores(model, tokenizer) -> dict:
         for entry in rules.entries.values()
         for wordings in rules.questions
     ]
-    texts = answers(
-        model, tokenizer, [question_prompt(q, p) for _, p, q in rows], sample=False, what="prompted"
-    )
+    texts = answers(model, tokenizer, [question_prompt(q, p) for _, p, q in rows], what="prompted")
     verdicts = judged([e for e, _, _ in rows], texts)
     by_class = defaultdict(list)
     for (entry, _, _), verdict in zip(rows, verdicts, strict=True):
         by_class[entry.concept_class].append(verdict.score)
     bare = sorted({(e.concept_class, q) for e, _, q in rows})
-    bare_texts = answers(model, tokenizer, [q for _, q in bare], sample=False, what="unsteered")
+    bare_texts = answers(model, tokenizer, [q for _, q in bare], what="unsteered")
     answer_to = dict(zip(bare, bare_texts, strict=True))
     unsteered = judged([e for e, _, _ in rows], [answer_to[e.concept_class, q] for e, _, q in rows])
     classes = {name: mean(by_class[name]) for name in CLASS_NAMES}
@@ -110,8 +118,10 @@ def activity_scores(model, tokenizer, statements_per_topic: int, seed: int) -> d
     """Measured against true activity on held-out statements, the first token sampled.
 
     ``activity`` is the measured rate of on-concept answers over the true rate, as a share of what
-    should be there (1 is exact, above 1 is too active); ``activity by cell`` is one minus the mean
-    absolute difference over class × topic, which no compensation between cells can flatter.
+    should be there (1 is exact, above 1 is too active), the first token drawn from a nucleus of
+    0.95; ``activity, no nucleus`` is the same where it may be any token. ``activity by cell`` is
+    one minus the mean absolute difference over class × topic, which no compensation between cells
+    can flatter.
     """
     grammar, random = load_grammar(), Random(seed)
     rows: list[tuple[Entry, str, str]] = []
@@ -122,10 +132,15 @@ def activity_scores(model, tokenizer, statements_per_topic: int, seed: int) -> d
     prompts = [
         statement_prompt(s, grammar.classes[e.concept_class].prefix_for(e.name)) for e, _, s in rows
     ]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        texts = answers(model, tokenizer, prompts, sample=True, what="activity, held-out")
-    verdicts = judged([e for e, _, _ in rows], texts)
+    entries = [e for e, _, _ in rows]
+    drawn = {}
+    for nucleus in (NUCLEUS, 1.0):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            what = f"activity, held-out, nucleus {nucleus:g}"
+            texts = answers(model, tokenizer, prompts, nucleus=nucleus, what=what)
+        drawn[nucleus] = judged(entries, texts)
+    verdicts = drawn[NUCLEUS]
     measured, true, home = defaultdict(list), defaultdict(list), defaultdict(list)
     for (entry, topic, _), verdict in zip(rows, verdicts, strict=True):
         cell = (entry.concept_class, topic)
@@ -138,10 +153,12 @@ def activity_scores(model, tokenizer, statements_per_topic: int, seed: int) -> d
     b = torch.tensor([mean(true[c]) for c in cells])
     return {
         "activity": float(a.mean() / b.mean()),
+        "activity, no nucleus": mean([v.score for v in drawn[1.0]]) / float(b.mean()),
         "activity by cell": float(1 - (a - b).abs().mean()),
         "activity correlation": float(torch.corrcoef(torch.stack([a, b]))[0, 1]),
         "activity at home": mean([s for c in cells for s in home[c]]),
         "activity reasons": dict(Counter(v.reason for v in verdicts)),
+        "activity reasons, no nucleus": dict(Counter(v.reason for v in drawn[1.0])),
     }
 
 
