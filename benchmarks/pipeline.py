@@ -82,7 +82,8 @@ def run(
     share, repeats = (min(share, 0.1), 1) if quick else (share, repeats)
     concept = concepts["fears"]["spiders"]
     made = build_prompts(pair.model, concept, number=prompts)
-    learner = RecursiveFeatureMachine(device=None if device == "cpu" else device)
+    # As in the demonstration: near ties are decided in float64 all the same.
+    learner = RecursiveFeatureMachine(dtype="float32", device=None if device == "cpu" else device)
     rows = len(COEFFICIENTS) * len(concept.questions)
     estimate = plan(
         pair.model, 1, prompts, rows=rows, max_new_tokens=MAX_NEW_TOKENS, learner=learner

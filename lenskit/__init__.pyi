@@ -32,8 +32,6 @@ from lenskit.labels import hard_labels as hard_labels
 from lenskit.labels import soft_labels as soft_labels
 from lenskit.models import load_model as load_model
 from lenskit.models import model_fingerprint as model_fingerprint
-from lenskit.plan import Plan as Plan
-from lenskit.plan import plan as plan
 from lenskit.prompts import PromptSet as PromptSet
 from lenskit.prompts import build_prompts as build_prompts
 from lenskit.published import load_concept_folder as load_concept_folder

@@ -1,4 +1,4 @@
-"""Batches of prompts: formed by length, halved when memory runs out, stored while the next runs."""
+"""Batches of prompts: run one by one, halved when memory runs out, stored while the next runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from lenskit.starts import batches
 from lenskit.templates import Tokens
 
 
@@ -20,14 +21,13 @@ def in_batches(
     progress: bool,
     description: str,
 ) -> None:
-    """Call ``run`` with the indices of prompts of similar length, the longest first.
+    """Call ``run`` with the indices of one batch of prompts after the other, as ``batches`` has it.
 
-    The first batch then needs the most memory: what fits it fits the rest.
+    A batch that does not fit into memory is halved, and so are all later ones.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    order = torch.argsort(tokens.lengths, descending=True, stable=True)
-    waiting = deque(order.split(batch_size))
+    waiting = deque(batches(tokens, batch_size))
     with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task(description, total=len(tokens))
         while waiting:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -189,7 +189,7 @@ def study(
             blocks=where,
             **({} if controls else {"controls": ()}),
         )
-        options = {
+        options: dict[str, Any] = {
             "coefficients": numbers or COEFFICIENTS,
             "relative": relative,
             "prompts": prompts,
@@ -200,11 +200,11 @@ def study(
         console = Console()
         logging.disable_progress_bar()
         load = partial(load_model, model, device=device)
-        shown = {"progress": console.is_terminal}
+        options["progress"] = console.is_terminal
         if workers is not None and out is not None:
-            found = run_on_workers(load, own, ways, out=out, workers=workers, **shown, **options)
+            found = run_on_workers(load, own, ways, out=out, workers=workers, **options)
         else:
-            found = run_study(load(), own, ways, out=out, **shown, **options)
+            found = run_study(load(), own, ways, out=out, **options)
         left = len(chosen) - len(finished(out, chosen)) if out else 0
         if out and len(own) < len(chosen) and not left:
             found = read_study(out, chosen)

@@ -7,13 +7,15 @@ from the rotated queries and keys that it is given, and then the library's fused
 
 Prompts are padded on the right meanwhile. A causal model never sees that padding, so that no mask
 is needed, fused attention skips the half that lies in the future, and memory does not grow with
-the squared length. Hooks on the residual stream fire as ever; those inside attention do not.
+the squared length. What the prompts of a batch begin with alike is run once (``lenskit.starts``).
+Hooks on the residual stream fire as ever; those inside attention do not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -26,7 +28,8 @@ from transformers import PreTrainedConfig
 
 from lenskit.check import RESID, probe_tokens
 from lenskit.rows import NAME, Reader, Unsupported, reading
-from lenskit.templates import Tokens
+from lenskit.starts import Start, common_start, left_aligned, worth_sharing
+from lenskit.templates import Tokens, pad_left
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -35,7 +38,15 @@ Receive = Callable[[int, Tensor], None]
 # How far rounding may lead two ways of computing the same, on average: in half precision single
 # weights and coordinates can be off by much more.
 _HALF = {"pattern": 5e-3, "resid_post": 2e-2}
-_verdicts: WeakKeyDictionary[Any, dict[tuple, str]] = WeakKeyDictionary()
+_verdicts: WeakKeyDictionary[Any, dict[tuple, Verdict]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a trial found: why ``forward`` must not be used, and whether prompts share a start."""
+
+    obstacle: str = ""
+    shares: bool = False
 
 
 def obstacle(model: TransformerBridge, eager: Callable[..., None]) -> str:
@@ -51,7 +62,7 @@ def obstacle(model: TransformerBridge, eager: Callable[..., None]) -> str:
     verdicts = _verdicts.setdefault(model, {})
     if _state(model) not in verdicts:
         verdicts[_state(model)] = _try(model, eager)
-    return verdicts[_state(model)]
+    return verdicts[_state(model)].obstacle
 
 
 def forward(
@@ -73,10 +84,20 @@ def forward(
     something that is not understood or never reaches our function. The model is then, as after
     any exception, as it was.
     """
+    verdicts = _verdicts.setdefault(model, {})
+    shares = verdicts.get(_state(model), Verdict()).shares
     try:
-        _forward(model, tokens, candidates, blocks, pattern, state)
+        _forward(
+            model,
+            tokens,
+            candidates,
+            blocks,
+            pattern=pattern,
+            state=state,
+            shared=worth_sharing if shares else None,
+        )
     except Unsupported as error:
-        _verdicts.setdefault(model, {})[_state(model)] = str(error)
+        verdicts[_state(model)] = Verdict(str(error))
         raise
 
 
@@ -85,14 +106,17 @@ def _forward(
     tokens: Tokens,
     candidates: int,
     blocks: Sequence[int],
+    *,
     pattern: Receive | None,
     state: Receive | None,
+    shared: Callable[[Tensor, int], int] | None,
 ) -> None:
-    width = tokens.input_ids.shape[1]
-    shift = width - tokens.lengths
-    places = torch.arange(width, device=shift.device)
-    ids = tokens.input_ids.gather(1, (places + shift[:, None]) % width)
+    """``shared`` tells how many of the left-aligned ids, at most so many, are run only once."""
+    shift = tokens.input_ids.shape[1] - tokens.lengths
+    ids = left_aligned(tokens)
+    number = shared(ids, int(tokens.lengths.min()) - candidates) if shared else 0
     positions = tokens.lengths[:, None] + torch.arange(-candidates, 0, device=shift.device)
+    positions = positions - number
     read: set[tuple[str, int]] = set()
 
     def receive_rows(layer: int, rows: Tensor) -> None:
@@ -113,6 +137,7 @@ def _forward(
             positions,
             partial(receive_rows, layer) if pattern is not None and layer in blocks else None,
             state is None and layer == blocks[-1],
+            number,
         )
         for layer in range(model.cfg.n_layers)
     ]
@@ -120,11 +145,31 @@ def _forward(
         (f"blocks.{layer}.{RESID}", partial(read_state, layer))
         for layer in (blocks if state is not None else ())
     ]
-    with torch.no_grad(), _fused_attention(model, readers), model.hooks(fwd_hooks=hooks):
-        model(ids, use_cache=False)
+    with torch.no_grad():
+        start = _start(model, ids[:1, :number], blocks[-1]) if number else None
+        with _fused_attention(model, readers), model.hooks(fwd_hooks=hooks):
+            _run(model, ids[:, number:], start)
     kinds = [name for name, wanted in (("pattern", pattern), ("resid_post", state)) if wanted]
     if missing := [f"{k} of block {n}" for k in kinds for n in blocks if (k, n) not in read]:
         raise Unsupported(f"{', '.join(missing)} did not come by; see check_model")
+
+
+def _start(model: TransformerBridge, ids: Int[Tensor, "1 pos"], last: int) -> Start:
+    """Keys and values of these tokens, up to those of the ``last`` block wanted."""
+    start = Start()
+    nowhere = torch.zeros(1, 0, dtype=torch.long, device=ids.device)
+    readers = [Reader(nowhere, None, layer == last) for layer in range(model.cfg.n_layers)]
+    with _fused_attention(model, readers):
+        _run(model, ids, start)
+    start.complete = True
+    if start.get_seq_length() != ids.shape[1]:
+        raise Unsupported("the model keeps no keys and values of what prompts begin with")
+    return start
+
+
+def _run(model: TransformerBridge, ids: Int[Tensor, "prompt pos"], start: Start | None) -> None:
+    with suppress(StopAtLayerException):
+        model.original_model(input_ids=ids, past_key_values=start, use_cache=start is not None)
 
 
 def _state(model: TransformerBridge) -> tuple[torch.dtype, torch.device, bool]:
@@ -132,20 +177,27 @@ def _state(model: TransformerBridge) -> tuple[torch.dtype, torch.device, bool]:
     return weight.dtype, weight.device, bool(getattr(model, "compatibility_mode", False))
 
 
-def _try(model: TransformerBridge, eager: Callable[..., None]) -> str:
+def _try(model: TransformerBridge, eager: Callable[..., None]) -> Verdict:
     dtype, _, compatibility_mode = _state(model)
     if compatibility_mode:
-        return "the model is in compatibility mode, which alters its weights and masks"
-    tokens = probe_tokens(model.tokenizer).to(model.cfg.device)
-    candidates, blocks = int(tokens.lengths.min()), range(model.cfg.n_layers)
+        return Verdict("the model is in compatibility mode, which alters its weights and masks")
+    tokens = _probes(model).to(model.cfg.device)
+    candidates, blocks = int(tokens.lengths.min()) // 2, range(model.cfg.n_layers)
     found: list[dict[tuple[str, int], Tensor]] = []
-    try:
-        for run in (eager, forward):
-            found.append({})
+    ways = (
+        eager,
+        partial(_forward, shared=None),
+        partial(_forward, shared=common_start),
+    )
+    half = dtype in (torch.float16, torch.bfloat16)
+    shares = True
+    for run in ways:
+        found.append({})
 
-            def keep(kind: str, layer: int, rows: Tensor) -> None:
-                found[-1][kind, layer] = rows.float().cpu()
+        def keep(kind: str, layer: int, rows: Tensor) -> None:
+            found[-1][kind, layer] = rows.float().cpu()
 
+        try:
             run(
                 model,
                 tokens,
@@ -154,15 +206,38 @@ def _try(model: TransformerBridge, eager: Callable[..., None]) -> str:
                 pattern=partial(keep, "pattern"),
                 state=partial(keep, "resid_post"),
             )
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        # Whatever goes wrong in a model that nobody has foreseen, the exact pass remains.
-        return str(error) or type(error).__name__
-    half = dtype in (torch.float16, torch.bfloat16)
-    for (kind, layer), exact in found[0].items():
-        difference = (found[1][kind, layer] - exact).abs()
-        scale = 1.0 if kind == "pattern" else float(exact.abs().max())
+            problem = _difference(found[0], found[-1], half)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # Whatever goes wrong in a model that nobody has foreseen, the exact pass remains.
+            problem = str(error) or type(error).__name__
+        if problem and run is not ways[-1]:
+            return Verdict(problem)
+        shares = not problem
+    return Verdict(shares=shares)
+
+
+def _probes(model: TransformerBridge) -> Tokens:
+    """Two prompts of different lengths that begin alike."""
+    short, long = sorted(
+        (row[mask.bool()] for row, mask in _pairs(probe_tokens(model.tokenizer))), key=len
+    )
+    other = torch.cat([long[: len(long) // 2], short[len(short) // 2 :]])
+    return pad_left([long.tolist(), other.tolist()], model.tokenizer.pad_token_id)
+
+
+def _pairs(tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(tokens.input_ids, tokens.attention_mask, strict=True)
+
+
+def _difference(
+    exact: dict[tuple[str, int], Tensor], found: dict[tuple[str, int], Tensor], half: bool
+) -> str:
+    """Where two ways differ by more than rounding, in words; empty where they agree."""
+    for (kind, layer), values in exact.items():
+        difference = (found[kind, layer] - values).abs()
+        scale = 1.0 if kind == "pattern" else float(values.abs().max())
         largest, mean = float(difference.max()) / scale, float(difference.mean()) / scale
         if not (largest <= (0.2 if half else 1e-5) and mean <= (_HALF[kind] if half else 1e-5)):
             return f"{kind} of block {layer} differs from that of eager attention by {largest:.1g}"

@@ -44,11 +44,13 @@ class Reader:
 
     ``receive`` gets the pattern rows of the queries at ``positions``, float32
     ``[prompt, head, candidate, key]``. Behind the ``last`` block wanted the model is stopped.
+    ``earlier`` keys come before that of the first query.
     """
 
     positions: Int[Tensor, "prompt candidate"]
     receive: Callable[[Tensor], None] | None
     last: bool = False
+    earlier: int = 0
 
 
 reading: dict[nn.Module, Reader] = {}
@@ -77,23 +79,24 @@ def attend(
         *(["dropout"] if dropout else []),
         *([] if causal else ["is_causal=False"]),
         *([] if module in reading else ["a module that is not a block's own"]),
-        *([] if key.shape[2] == query.shape[2] else ["keys of other tokens"]),
     ]
+    reader = reading.get(module)
+    if reader is not None and key.shape[2] != query.shape[2] + reader.earlier:
+        strange.append("keys of other tokens")
     if attention_mask is not None and getattr(attention_mask, "ndim", None) != 4:
         strange.append("a mask that is not [prompt, head, query, key]")
-    if strange:
+    if strange or reader is None:
         raise Unsupported(f"the attention function is given {', '.join(strange)}")
-    reader = reading[module]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
 
     if reader.receive is not None:
         at = reader.positions.to(query.device)
         rows = query.gather(2, at[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
-        visible = _visible(attention_mask, at, key.shape[2])
+        visible = _visible(attention_mask, at, key.shape[2], reader.earlier)
         reader.receive(_pattern(rows.float(), key.float(), visible, scaling, softcap, s_aux))
     if reader.last:
         raise StopAtLayerException(query)
-    if attention_mask is None and softcap is None and s_aux is None:
+    if attention_mask is None and softcap is None and s_aux is None and not reader.earlier:
         return sdpa_attention_forward(
             module, query, key, value, None, scaling=scaling, is_causal=True
         )
@@ -105,9 +108,10 @@ def attend(
     for start in range(0, length, size):
         stop = min(start + size, length)
         # Only our own mask is known to hide all later keys.
-        seen = stop if attention_mask is None else length
+        seen = reader.earlier + stop if attention_mask is None else key.shape[2]
+        places = torch.arange(start, stop, device=query.device)[None]
         visible = (
-            _visible(None, torch.arange(start, stop, device=query.device)[None], seen)
+            _visible(None, places, seen, reader.earlier)
             if attention_mask is None
             else attention_mask[:, :, start:stop]
         )
@@ -122,11 +126,13 @@ def attend(
     return torch.cat(pieces, dim=1), None
 
 
-def _visible(mask: Mask | None, positions: Int[Tensor, "prompt query"], keys: int) -> Mask:
+def _visible(
+    mask: Mask | None, positions: Int[Tensor, "prompt query"], keys: int, earlier: int
+) -> Mask:
     """The mask's rows at these positions; without a mask, all keys up to them."""
     if mask is None:
         places = torch.arange(keys, device=positions.device)
-        return places <= positions[:, None, :, None]
+        return places <= earlier + positions[:, None, :, None]
     prompts = torch.arange(len(positions), device=positions.device)[:, None]
     return mask.expand(len(positions), -1, -1, -1)[prompts, :, positions].transpose(1, 2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,9 +78,9 @@ class _Worker:
     def __init__(
         self, load: Callable, variants: Sequence[Variant], out: Path, options: dict
     ) -> None:
-        from transformers.utils import logging
+        from transformers.utils.logging import disable_progress_bar
 
-        logging.disable_progress_bar()
+        disable_progress_bar()
         self.model, self.variants, self.out, self.options = load(), variants, out, options
 
     def run(self, concept: Concept) -> None:
@@ -109,7 +110,7 @@ def _cluster() -> Iterator[Any]:
         raise ImportError("workers need Ray: pip install 'lenskit[ray]'") from error
     own = not ray.is_initialized()
     if own:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield ray
     finally:

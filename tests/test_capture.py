@@ -222,7 +222,7 @@ def test_out_of_memory_on_a_single_prompt_is_raised():
     error = torch.OutOfMemoryError("CUDA out of memory.")
     with memory_for(model, 0, error) as sizes, pytest.raises(torch.OutOfMemoryError):
         capture(model, prompts_for(model), batch_size=4, progress=False)
-    assert sizes == [4, 2, 1]
+    assert sizes == [3, 2, 1]
 
 
 def test_any_other_runtime_error_is_raised_at_once():
