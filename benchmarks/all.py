@@ -65,6 +65,12 @@ def works(
     options = (shape, device, dtype, quick)
     yield "Capture", lambda: shown(capture.run(*options))
     yield "One concept", lambda: shown(pipeline.run(*options, share=share))
+    if shape == "embedded":
+        # Wide enough for what the fit saves to show.
+        yield (
+            "One concept, a wider model",
+            lambda: shown(pipeline.run("small", device, dtype, quick, share=0.15, repeats=1)),
+        )
     yield "Growth", lambda: shown(growth.run(*options, figure=figure))
     dims, wide = ([256, 1024], 1024) if quick else ([256, 1024, 4096, 8192], 4096)
     span = ["float64", "float32"]

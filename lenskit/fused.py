@@ -65,6 +65,11 @@ def obstacle(model: TransformerBridge, eager: Callable[..., None]) -> str:
     return verdicts[_state(model)].obstacle
 
 
+def shares(model: TransformerBridge) -> bool:
+    """Whether ``obstacle`` found that ``forward`` runs what prompts begin with alike only once."""
+    return _verdicts.get(model, {}).get(_state(model), Verdict()).shares
+
+
 def forward(
     model: TransformerBridge,
     tokens: Tokens,
@@ -85,7 +90,6 @@ def forward(
     any exception, as it was.
     """
     verdicts = _verdicts.setdefault(model, {})
-    shares = verdicts.get(_state(model), Verdict()).shares
     try:
         _forward(
             model,
@@ -94,7 +98,7 @@ def forward(
             blocks,
             pattern=pattern,
             state=state,
-            shared=worth_sharing if shares else None,
+            shared=worth_sharing if shares(model) else None,
         )
     except Unsupported as error:
         verdicts[_state(model)] = Verdict(str(error))
@@ -190,7 +194,7 @@ def _try(model: TransformerBridge, eager: Callable[..., None]) -> Verdict:
         partial(_forward, shared=common_start),
     )
     half = dtype in (torch.float16, torch.bfloat16)
-    shares = True
+    problem = ""
     for run in ways:
         found.append({})
 
@@ -214,8 +218,7 @@ def _try(model: TransformerBridge, eager: Callable[..., None]) -> Verdict:
             problem = str(error) or type(error).__name__
         if problem and run is not ways[-1]:
             return Verdict(problem)
-        shares = not problem
-    return Verdict(shares=shares)
+    return Verdict(shares=not problem)
 
 
 def _probes(model: TransformerBridge) -> Tokens:

@@ -41,6 +41,7 @@ __all__ = [
     "model_fingerprint",
     "model_report",
     "position_ids",
+    "same_model",
 ]
 
 EMBEDDED = "lenskit-mini"
@@ -205,6 +206,11 @@ def model_fingerprint(model: TransformerBridge) -> str:
         entries = weight.detach().flatten()[:64].to(device="cpu", dtype=torch.bfloat16)
         digest.update(entries.view(torch.int16).numpy().tobytes())
     return f"{Path(str(cfg.model_name)).name}:{digest.hexdigest()[:16]}"
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two fingerprints are of the same weights, whatever their folders are called."""
+    return one.rpartition(":")[2] == other.rpartition(":")[2]
 
 
 def model_location(name_or_path: str | Path) -> str:

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from lenskit.capture import Capture, capture
 from lenskit.concepts import concepts
+from lenskit.fused import shares
 from lenskit.generation import generate
 from lenskit.models import Tokens, chat_ids, model_fingerprint
 from lenskit.prompts import PromptSet, build_prompts
 from lenskit.selector import TokenSelection
+from lenskit.starts import tokens_run
 from lenskit.vectors import fit_vectors
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 # A measurement grows until it takes so long.
 _ENOUGH_SECONDS = 1.0
-_BATCH = 256
+_CAPTURED, _BATCH = 64, 256
 
 
 @dataclass(frozen=True)
@@ -202,11 +204,16 @@ def _capture_seconds(model: TransformerBridge, some: PromptSet) -> float:
     """Seconds of one prompt."""
 
     def run(number: int) -> None:
-        capture(model, some.rows(range(number)), progress=False)
+        capture(model, some.rows(range(number)), batch_size=_CAPTURED, progress=False)
+
+    def tokens(number: int) -> int:
+        # Few prompts share less of what they begin with.
+        rows, places = some.tokens.rows(range(number)), len(some.candidates)
+        return tokens_run(rows, _CAPTURED, places, shared=shares(model))
 
     run(2)  # the first capture tries what attention the model can run
     seconds, number = _grown(model, run, len(some))
-    return seconds / number
+    return seconds / tokens(number) * tokens(len(some)) / len(some)
 
 
 def _fit_seconds(

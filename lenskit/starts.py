@@ -80,3 +80,14 @@ def batches(tokens: Tokens, batch_size: int) -> list[Int[Tensor, " row"]]:
         rows = rows[lengths[rows].argsort(descending=True, stable=True)]
         found += rows.tensor_split(-(-len(rows) // batch_size))
     return sorted(found, key=lambda rows: -int(lengths[rows[0]]))
+
+
+def tokens_run(tokens: Tokens, batch_size: int, candidates: int, *, shared: bool) -> int:
+    """How many tokens the model computes, padding included, what is shared once a batch."""
+    number = 0
+    for rows in batches(tokens, batch_size):
+        some = tokens.rows(rows).trimmed()
+        ids, limit = left_aligned(some), int(some.lengths.min()) - candidates
+        start = worth_sharing(ids, limit) if shared else 0
+        number += start + len(ids) * (ids.shape[1] - start)
+    return number

@@ -11,7 +11,7 @@ from lenskit import fused, starts
 from lenskit.capture import capture, for_each_pattern
 from lenskit.concepts import concepts
 from lenskit.prompts import build_prompts
-from lenskit.starts import batches, common_start, left_aligned, worth_sharing
+from lenskit.starts import batches, common_start, left_aligned, tokens_run, worth_sharing
 from lenskit.templates import Tokens, pad_left
 
 BEGINNING = list(range(10, 30))
@@ -134,6 +134,13 @@ def test_prompts_that_begin_alike_are_in_one_batch():
     for batch in batches(pad_left(rows, 0), 16):
         assert len({int(row) % 2 for row in batch}) == 1
         assert len(batch) == 16
+
+
+def test_tokens_run_counts_what_is_shared_once_a_batch():
+    tokens = pad_left([[*BEGINNING, i, 7] for i in range(40)], 0)
+    assert tokens_run(tokens, 20, 2, shared=False) == 40 * 22
+    assert tokens_run(tokens, 20, 2, shared=True) == 2 * (20 + 20 * 2)
+    assert tokens_run(tokens, 20, 10, shared=True) == 2 * (12 + 20 * 10)
 
 
 @given(

@@ -285,6 +285,9 @@ def test_vectors_of_another_model_are_refused(tmp_path, monkeypatch):
     model = object()
     monkeypatch.setattr(lenskit.models, "model_fingerprint", lambda model: "made:0123")
     ConceptVectors.load(tmp_path / "spiders.safetensors", model).check_model(model)
+    # The same weights in a folder of another name are the same model.
+    monkeypatch.setattr(lenskit.models, "model_fingerprint", lambda model: "moved:0123")
+    found.check_model(model)
     monkeypatch.setattr(lenskit.models, "model_fingerprint", lambda model: "other:4567")
     for refused in (
         lambda: ConceptVectors.load(tmp_path / "spiders.safetensors", model),

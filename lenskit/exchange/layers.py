@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from lenskit import __version__
 from lenskit.concepts import Concept
-from lenskit.models import model_fingerprint
+from lenskit.models import model_fingerprint, same_model
 from lenskit.vectors import ConceptVectors
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def checked(
 ) -> ConceptVectors:
     """``from_layers`` with what the file itself says of model and concept."""
     written_for, own = notes.get("model"), model_fingerprint(model)
-    if written_for and written_for != own and not other_model:
+    if written_for and not same_model(written_for, own) and not other_model:
         raise ValueError(
             f"{path} was written for the model {written_for}, and this is {own}; "
             "other_model=True reads it all the same"

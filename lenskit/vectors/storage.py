@@ -62,10 +62,10 @@ class ConceptVectors:
 
     def check_model(self, model: TransformerBridge) -> None:
         """Raise ``ValueError`` unless the vectors were made with this model."""
-        from lenskit.models import model_fingerprint
+        from lenskit.models import model_fingerprint, same_model
 
         fingerprint = model_fingerprint(model)
-        if fingerprint != self.model:
+        if not same_model(fingerprint, self.model):
             raise ValueError(
                 f"the vectors of concept {self.concept.name!r} were made with model {self.model}, "
                 f"but the model is {fingerprint}; load that model, or fit the vectors anew"
