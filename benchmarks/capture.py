@@ -8,9 +8,9 @@ of one token only. Beside it stand the same model with eager attention that retu
 and hidden states, and the procedure as published, one prompt at a time (benchmarks/plain.py).
 Seconds are medians over repeats that are interleaved; memory is the growth at the peak.
 
-The second table holds the prompts fixed and makes them longer: a captured pass must not grow with
-the squared length. Those prompts share no start; where prompts begin alike, as those of one concept do,
-that part is run once, and a captured pass is cheaper than the forward pass.
+Where prompts begin alike, as those of one concept do, that part is run once, and a captured pass is
+cheaper than the forward pass. The second table holds a few prompts fixed and makes them longer, and
+those share next to nothing: a captured pass must not grow with the squared length.
 """
 
 from __future__ import annotations
