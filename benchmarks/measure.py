@@ -50,6 +50,7 @@ SHAPES: Mapping[str, dict[str, Any]] = {
         rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
     ),
 }
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 ShapeOption = Annotated[str, typer.Option(help=f"embedded, {', '.join(SHAPES)}.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, …")]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, …")]
@@ -178,12 +179,20 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> float:
 
 @contextmanager
 def _returning_memory() -> Iterator[None]:
-    """Memory that was freed goes back to the system, so that its use shows again."""
+    """Memory that was freed goes back to the system, so that its use shows again.
+
+    That makes allocation slow, and what is timed later must not pay for it: afterwards the
+    thresholds are those that glibc arrives at by itself after a few large tensors.
+    """
     library = ctypes.CDLL("libc.so.6")
-    library.mallopt(-3, 65536)  # M_MMAP_THRESHOLD: larger tensors get pages of their own
+    library.mallopt(M_MMAP_THRESHOLD, 2**16)  # larger tensors get pages of their own
     library.malloc_trim(0)
-    yield
-    library.malloc_trim(0)
+    try:
+        yield
+    finally:
+        library.mallopt(M_MMAP_THRESHOLD, 2**25)
+        library.mallopt(M_TRIM_THRESHOLD, 2**26)
+        library.malloc_trim(0)
 
 
 def _status(name: str) -> float:

@@ -43,6 +43,7 @@ from lenskit.vectors import (
     SoftCovariance,
     fit_vectors,
 )
+from lenskit.vectors.base import split
 
 LEARNERS: Mapping[str, Callable[[], object]] = MappingProxyType(
     {
@@ -189,7 +190,7 @@ class _Workbench:
         draw = int.from_bytes(hashlib.sha256(own).digest()[:4])
         generator = torch.Generator().manual_seed(draw)
         if variant.control == "shuffled labels":
-            labels = labels[torch.randperm(len(labels), generator=generator)]
+            labels = _shuffled(labels, generator)
         learner = self.learners[variant.learner]()
         if variant.control != "random vector":
             return fit_vectors(
@@ -201,6 +202,18 @@ class _Workbench:
         drawn = torch.randn(fitted.directions.shape, generator=generator)
         drawn = drawn / drawn.norm(dim=-1, keepdim=True)
         return replace(fitted, directions=drawn, learner="random vector")
+
+
+def _shuffled(
+    labels: Float[Tensor, "prompt layer"], generator: torch.Generator
+) -> Float[Tensor, "prompt layer"]:
+    """The labels in another order; with few prompts, one that leaves something to learn from."""
+    train = split(len(labels))
+    for _ in range(100):
+        drawn = labels[torch.randperm(len(labels), generator=generator)]
+        if all(bool((part != part[:1]).any(0).all()) for part in (drawn[:train], drawn[train:])):
+            break
+    return drawn
 
 
 def study_concept(

@@ -19,7 +19,16 @@ from lenskit.prompts import build_prompts
 from lenskit.scoring import Verdict, phrase_judge, steerability
 from lenskit.selector import fixed_token, select_tokens
 from lenskit.steering import steer
-from lenskit.study import CONTROLS, KEYS, Study, Variant, run_study, study_concept, variants
+from lenskit.study import (
+    CONTROLS,
+    KEYS,
+    Study,
+    Variant,
+    _shuffled,
+    run_study,
+    study_concept,
+    variants,
+)
 from lenskit.vectors import MeanDifference, SoftCovariance, fit_vectors
 
 SPIDERS, CHEERFUL = concepts["fears"]["spiders"], concepts["moods"]["cheerful"]
@@ -332,3 +341,11 @@ def test_variants_are_all_combinations_and_the_controls_of_the_first():
     assert [v.control for v in variants()] == ["", *CONTROLS]
     with pytest.raises(ValueError, match="at least one choice"):
         variants(learners=())
+
+
+def test_shuffled_labels_of_few_prompts_still_vary_in_both_parts():
+    labels = torch.tensor([0.0, 1.0] * 5)[:, None].repeat(1, 3)
+    for seed in range(50):
+        drawn = _shuffled(labels, torch.Generator().manual_seed(seed))
+        assert drawn[:8].unique().tolist() == drawn[8:].unique().tolist() == [0, 1]
+        assert torch.equal(drawn.sort(dim=0).values, labels.sort(dim=0).values)
