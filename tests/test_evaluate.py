@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from random import Random
 
 import pytest
@@ -22,10 +23,10 @@ class Oracle:
 
     def __init__(self, *, always: bool = False) -> None:
         self.random, self.always = Random(0), always
-        self.asked: list[tuple[str, bool]] = []
+        self.asked: list[tuple[str, float | None]] = []
 
-    def __call__(self, model, tokenizer, prompts, *, sample, batch=256, what=""):
-        self.asked += [(prompt, sample) for prompt in prompts]
+    def __call__(self, model, tokenizer, prompts, *, nucleus=None, batch=256, what=""):
+        self.asked += [(prompt, nucleus) for prompt in prompts]
         return [self.answer(prompt) for prompt in prompts]
 
     def answer(self, prompt: str) -> str:
@@ -50,7 +51,7 @@ def test_a_model_that_speaks_the_grammar_is_measured_as_perfect(oracle):
     assert (found["prompted"], found["worst class prompted"], found["unsteered"]) == (1, 1, 0)
     assert found["prompted by class"] == dict.fromkeys(GRAMMAR.classes, 1)
     assert found["prompted reasons"] == {"on concept": 512 * 5}
-    assert not any(sample for _, sample in oracle.asked)
+    assert not any(nucleus for _, nucleus in oracle.asked)
     assert len(oracle.asked) == 512 * 5 + 25
 
 
@@ -61,8 +62,10 @@ def test_activity_is_measured_on_sampled_answers_to_held_out_statements(oracle):
     assert found["activity at home"] == pytest.approx(GRAMMAR.home_activity, abs=0.05)
     assert set(found["activity reasons"]) == {"on concept", "neutral"}
     held_out = {statement for _, statement in GRAMMAR.half("held_out")}
-    assert all(s and p.partition("Statement: ")[2] in held_out for p, s in oracle.asked)
-    assert len(oracle.asked) == 512 * 10
+    assert all(prompt.partition("Statement: ")[2] in held_out for prompt, _ in oracle.asked)
+    asked = Counter(nucleus for _, nucleus in oracle.asked)
+    assert asked == {evaluate.NUCLEUS: 512 * 10, 1.0: 512 * 10}
+    assert found["activity, no nucleus"] == pytest.approx(1, abs=0.05)
 
 
 def test_a_model_that_is_always_active_is_not_flattered_by_cell(monkeypatch):
@@ -115,6 +118,13 @@ def test_samples_are_drawn_from_all_tokens_not_only_the_likeliest():
         texts = evaluate.answers(model, tokenizer, ["Who are you?"] * 150, nucleus=1.0)
     # A model that knows nothing gives all 3,072 tokens about the same chance.
     assert len({text[:6] for text in texts}) > 100
+
+
+def test_a_narrow_nucleus_leaves_the_likeliest_token_alone():
+    model, tokenizer = random_model()
+    prompts = ["Who are you?"] * 5
+    narrow = evaluate.answers(model, tokenizer, prompts, nucleus=1e-6)
+    assert narrow == evaluate.answers(model, tokenizer, prompts)
 
 
 def test_answers_do_not_depend_on_their_batch_and_keep_their_order():
