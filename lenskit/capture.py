@@ -88,7 +88,8 @@ def capture(
     """Read attention to the prefix and ``resid_post`` at the candidate tokens, in one pass.
 
     Neither depends on ``batch_size``, on padding or on the order of the prompts, up to rounding.
-    The unembedding is never run. On out-of-memory the batch is halved and the pass goes on.
+    The unembedding is never run. On out-of-memory the batch is halved and the pass goes on. With
+    fused attention, what the prompts of a batch begin with alike is run once for all of them.
 
     ``attention="auto"`` runs fused attention where a trial (once for each model) gives the rows
     of eager attention: to 1e-5 in float32, to rounding in half precision. It takes the eager pass
