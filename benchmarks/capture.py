@@ -65,15 +65,15 @@ def cases(
 
 
 def run(
-    shape: str = "embedded",
-    device: str = "cpu",
-    dtype: str = "float32",
-    quick: bool = False,
-    prompts: int = 400,
-    batch_size: int = 64,
-    repeats: int = 5,
+    shape: measure.ShapeOption = "embedded",
+    device: measure.DeviceOption = "cpu",
+    dtype: measure.DtypeOption = "float32",
+    quick: measure.QuickOption = False,
+    prompts: Annotated[int, typer.Option(help="Prompts of one concept.")] = 400,
+    batch_size: Annotated[int, typer.Option(help="Prompts of a batch.")] = 64,
+    repeats: Annotated[int, typer.Option(help="Medians are over so many.")] = 5,
 ) -> list[measure.Report]:
-    """Both tables."""
+    """Seconds and memory of one concept's prompts, and of a few that grow longer."""
     pair = measure.load(shape, device, dtype)
     prompts, repeats = (min(prompts, 128), min(repeats, 3)) if quick else (prompts, repeats)
     concept = concepts["fears"]["spiders"]
@@ -135,19 +135,5 @@ def over_lengths(
     return report
 
 
-def main(
-    shape: measure.ShapeOption = "embedded",
-    device: measure.DeviceOption = "cpu",
-    dtype: measure.DtypeOption = "float32",
-    quick: measure.QuickOption = False,
-    prompts: Annotated[int, typer.Option(help="Prompts of one concept.")] = 400,
-    batch_size: Annotated[int, typer.Option(help="Prompts of a batch.")] = 64,
-    repeats: Annotated[int, typer.Option(help="Medians are over so many.")] = 5,
-) -> None:
-    """Print both tables."""
-    for report in run(shape, device, dtype, quick, prompts, batch_size, repeats):
-        report.show()
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    measure.command(run)

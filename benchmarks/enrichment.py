@@ -1,6 +1,6 @@
 """How long the permutation tests of concept enrichment take, without the model's forward pass.
 
-    python benchmarks/enrichment.py --prompts 400 --blocks 32 --heads 32
+    python -m benchmarks.enrichment --prompts 400 --blocks 32 --heads 32
 
 The floor is the arithmetic of the null as one dense product for each prompt and block, of a 0/1
 matrix [set, key] with the attention [key, head and candidate]; the tests may beat it, since they
@@ -12,9 +12,6 @@ busy machine hurts all alike; one block is timed and stands for all.
 from __future__ import annotations
 
 import random
-import statistics
-import time
-from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -22,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import measure
 from lenskit.concepts import Concept
 from lenskit.models import Tokens
 from lenskit.permutation import KeySets, key_sets, permutation_p_values, prefix_mass
@@ -72,19 +70,10 @@ def main(
 
     sets = draw()
     # The work does not depend on the values, so that one block can stand for all.
-    parts: list[tuple[Callable[[], object], float]] = [
-        (draw, 1),
-        (test, blocks),
-        (multiply, blocks),
-        (loop, prompts * blocks * heads * CANDIDATES / few),
-    ]
-    for work, _ in parts:
-        work()
-    times = [[seconds(work, device) for work, _ in parts] for _ in range(repeats)]
-    draw_s, test_s, floor_s, loop_s = (
-        statistics.median(column) * scale
-        for column, (_, scale) in zip(zip(*times, strict=True), parts, strict=True)
-    )
+    cases = {"draw": draw, "test": test, "floor": multiply, "loop": loop}
+    taken = measure.medians(cases, torch.device(device), repeats)
+    draw_s, test_s, floor_s = taken["draw"], taken["test"] * blocks, taken["floor"] * blocks
+    loop_s = taken["loop"] * prompts * blocks * heads * CANDIDATES / few
 
     title = f"{prompts} prompts, {blocks} blocks, {heads} heads, {draws} draws, {device}"
     table = Table(title=title)
@@ -127,17 +116,6 @@ def one_test(weights: list[float], prefix: int, draws: int) -> float:
         drawn = random.sample(range(1, len(weights)), prefix)
         reached += sum(weights[key] for key in drawn) >= observed
     return (reached + 1) / (draws + 1)
-
-
-def seconds(work: Callable[[], object], device: str) -> float:
-    """How long it takes, with a GPU's queue emptied before and after."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

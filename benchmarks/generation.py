@@ -1,6 +1,6 @@
 """How long steered generation takes: rows in one batch against one at a time, and the overhead.
 
-    python benchmarks/generation.py --model lenskit-mini --repeats 5
+    python -m benchmarks.generation --model lenskit-mini --repeats 5
 
 Three figures, medians over repeats that are interleaved so that a busy machine hurts all alike:
 every row in one batch (``generate_steered``); one row at a time, as a script would that has
@@ -11,7 +11,6 @@ before all tokens are written, so that all three write the same number of them.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any
@@ -24,6 +23,7 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from benchmarks import measure
 from lenskit.concepts import Concept
 from lenskit.generation import SteeringRow, generate, generate_steered
 from lenskit.models import chat_ids, load_model, model_fingerprint
@@ -78,16 +78,8 @@ def main(
 
     def one_at_a_time() -> None:
         for row in planned:
-            ids = chat_ids(steered, [[{"role": "user", "content": row.question}]]).to(place.device)
-            with plain_hooks(plain, row.coefficient * vectors.directions.to(place)):
-                plain.generate(
-                    ids.input_ids,
-                    attention_mask=ids.attention_mask,
-                    max_new_tokens=tokens,
-                    do_sample=False,
-                    eos_token_id=None,
-                    pad_token_id=steered.tokenizer.pad_token_id,
-                )
+            addition = row.coefficient * vectors.directions.to(place)
+            plain_answer(steered, plain, row.question, addition, tokens)
 
     options = {"max_new_tokens": tokens, "batch_size": rows}
     cases: dict[str, Callable[[], object]] = {
@@ -99,20 +91,27 @@ def main(
     with endless(steered):
         for repeat in track(range(repeats + 1), "timing"):
             for name, case in cases.items():
-                elapsed = timed(case, place.device)
+                elapsed = measure.seconds(case, place.device)
                 if repeat > 0:  # the first round warms up
                     seconds[name].append(elapsed)
     report(seconds, rows * tokens, f"{model}, {place.device}, {place.dtype}, {rows} rows")
 
 
-def timed(case: Callable[[], object], device: torch.device) -> float:
-    """Seconds of wall-clock time, the accelerator's queue included."""
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    synchronize()
-    begin = time.perf_counter()
-    case()
-    synchronize()
-    return time.perf_counter() - begin
+def plain_answer(
+    model: Any, plain: Any, question: str, additions: torch.Tensor, max_new_tokens: int
+) -> str:
+    """One question by Hugging Face alone, steered by plain hooks; ``model`` lends its tokenizer."""
+    tokens = chat_ids(model, [[{"role": "user", "content": question}]]).to(plain.device)
+    with plain_hooks(plain, additions):
+        ids = plain.generate(
+            tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=model.tokenizer.pad_token_id,
+        )
+    return model.tokenizer.decode(ids[0, tokens.input_ids.shape[1] :], skip_special_tokens=True)
 
 
 @contextmanager

@@ -134,14 +134,16 @@ def over_rows(pair: measure.Pair, numbers: list[int]) -> Iterator[Case]:
 
 
 def run(
-    shape: str = "tiny",
-    device: str = "cpu",
-    dtype: str = "float32",
-    quick: bool = False,
-    repeats: int = 3,
-    figure: Path | None = None,
+    shape: measure.ShapeOption = "tiny",
+    device: measure.DeviceOption = "cpu",
+    dtype: measure.DtypeOption = "float32",
+    quick: measure.QuickOption = False,
+    repeats: Annotated[int, typer.Option(help="Medians are over so many.")] = 3,
+    figure: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path(
+        "figures/growth.png"
+    ),
 ) -> list[measure.Report]:
-    """The table that ``main`` prints; the figure is drawn where a path is given."""
+    """Sizes, seconds and exponents in a table, and drawn."""
     pair = measure.load(shape, device, dtype)
     random = "tiny" if shape == "embedded" else shape
 
@@ -179,8 +181,7 @@ def run(
             taken = measure.medians({"": case}, pair.device, repeats)
             series.seconds.append(taken[""])
         found.append(series)
-    if figure is not None:
-        draw(found, figure, f"{pair.name}, {measure.machine(device)}")
+    draw(found, figure, f"{pair.name}, {measure.machine(device)}")
     return [table(found, pair.name)]
 
 
@@ -230,20 +231,5 @@ def draw(found: list[Series], file: Path, title: str) -> None:
     figure.savefig(file, dpi=150)
 
 
-def main(
-    shape: measure.ShapeOption = "tiny",
-    device: measure.DeviceOption = "cpu",
-    dtype: measure.DtypeOption = "float32",
-    quick: measure.QuickOption = False,
-    repeats: Annotated[int, typer.Option(help="Medians are over so many.")] = 3,
-    figure: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path(
-        "figures/growth.png"
-    ),
-) -> None:
-    """Print sizes, seconds and exponents, and draw them."""
-    for report in run(shape, device, dtype, quick, repeats, figure):
-        report.show()
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    measure.command(run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import functools
 import platform
 import statistics
 import time
@@ -134,6 +135,17 @@ def load(shape: str, device: str = "cpu", dtype: str = "float32", **changes: Any
     # The copy that is wrapped has modules of its own, and shares the weights.
     shared = {id(weight): weight for weight in plain.parameters()}
     return Pair(load_model(hf_model=copy.deepcopy(plain, shared), check=False), plain, name)
+
+
+def command(run: Callable[..., list[Report]]) -> None:
+    """Read ``run``'s parameters from the command line, run it and print its tables."""
+
+    @functools.wraps(run)
+    def main(**options: Any) -> None:
+        for report in run(**options):
+            report.show()
+
+    typer.run(main)
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:

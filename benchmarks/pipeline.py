@@ -69,15 +69,15 @@ class Work:
 
 
 def run(
-    shape: str = "embedded",
-    device: str = "cpu",
-    dtype: str = "float32",
-    quick: bool = False,
-    prompts: int = 400,
-    share: float = 1.0,
-    repeats: int = 3,
+    shape: measure.ShapeOption = "embedded",
+    device: measure.DeviceOption = "cpu",
+    dtype: measure.DtypeOption = "float32",
+    quick: measure.QuickOption = False,
+    prompts: Annotated[int, typer.Option(help="Prompts of the concept.")] = 400,
+    share: Annotated[float, typer.Option(help="Of the published procedure to run.")] = 1.0,
+    repeats: Annotated[int, typer.Option(help="Medians are over so many.")] = 3,
 ) -> list[measure.Report]:
-    """The table that ``main`` prints."""
+    """The seconds of each part, and their ratios."""
     pair = measure.load(shape, device, dtype)
     share, repeats = (min(share, 0.1), 1) if quick else (share, repeats)
     concept = concepts["fears"]["spiders"]
@@ -114,19 +114,5 @@ def table(
     return report
 
 
-def main(
-    shape: measure.ShapeOption = "embedded",
-    device: measure.DeviceOption = "cpu",
-    dtype: measure.DtypeOption = "float32",
-    quick: measure.QuickOption = False,
-    prompts: Annotated[int, typer.Option(help="Prompts of the concept.")] = 400,
-    share: Annotated[float, typer.Option(help="Of the published procedure to run.")] = 1.0,
-    repeats: Annotated[int, typer.Option(help="Medians are over so many.")] = 3,
-) -> None:
-    """Print the seconds of each part, and their ratios."""
-    for report in run(shape, device, dtype, quick, prompts, share, repeats):
-        report.show()
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    measure.command(run)

@@ -21,10 +21,9 @@ import typer
 from torch import Tensor
 
 from benchmarks import measure
-from benchmarks.generation import plain_hooks
+from benchmarks.generation import plain_answer
 from benchmarks.rfm import dense_fit
 from lenskit.concepts import Concept, concepts
-from lenskit.models import chat_ids
 from lenskit.prompts import PromptSet, build_prompts
 
 COEFFICIENTS = tuple(0.02 * i for i in range(1, 9))
@@ -93,23 +92,12 @@ def plain_answers(
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> list[str]:
     """One generation for each coefficient and question; ``model`` lends its tokenizer."""
-    answers = []
-    for coefficient in coefficients:
-        for question in concept.questions:
-            tokens = chat_ids(model, [[{"role": "user", "content": question}]]).to(plain.device)
-            additions = (coefficient * vectors).to(plain.device, plain.dtype)
-            with plain_hooks(plain, additions):
-                ids = plain.generate(
-                    tokens.input_ids,
-                    attention_mask=tokens.attention_mask,
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    eos_token_id=None,
-                    pad_token_id=model.tokenizer.pad_token_id,
-                )
-            new = ids[0, tokens.input_ids.shape[1] :]
-            answers.append(model.tokenizer.decode(new, skip_special_tokens=True))
-    return answers
+    additions = [(c * vectors).to(plain.device, plain.dtype) for c in coefficients]
+    return [
+        plain_answer(model, plain, question, addition, max_new_tokens)
+        for addition in additions
+        for question in concept.questions
+    ]
 
 
 def plain_seconds(
@@ -160,27 +148,15 @@ def _tiled(captured: PlainCapture, prompts: int) -> PlainCapture:
     return PlainCapture(attention * scale, states + noise)
 
 
-def main(
+def run(
     shape: measure.ShapeOption = "embedded",
     device: measure.DeviceOption = "cpu",
     dtype: measure.DtypeOption = "float32",
     quick: measure.QuickOption = False,
     prompts: Annotated[int, typer.Option(help="Prompts of the concept.")] = 400,
     share: Annotated[float, typer.Option(help="Of prompts, blocks and answers to run.")] = 1.0,
-) -> None:
-    """Print the seconds of each part."""
-    run(shape, device, dtype, quick, prompts, share)[0].show()
-
-
-def run(
-    shape: str = "embedded",
-    device: str = "cpu",
-    dtype: str = "float32",
-    quick: bool = False,
-    prompts: int = 400,
-    share: float = 1.0,
 ) -> list[measure.Report]:
-    """The table that ``main`` prints."""
+    """The seconds of each part."""
     pair = measure.load(shape, device, dtype)
     concept = concepts["fears"]["spiders"]
     share = min(share, 0.1) if quick else share
@@ -195,4 +171,4 @@ def run(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    measure.command(run)

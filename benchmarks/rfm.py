@@ -1,6 +1,6 @@
 """How long a Recursive Feature Machine takes on d x d matrices and in the span of its rows.
 
-    python benchmarks/rfm.py --dim 256 --dim 1024 --blocks 2
+    python -m benchmarks.rfm --dim 256 --dim 1024 --blocks 2
 
 Both fit the whole grid on the same made activations (unit rows, four fifths train), and should
 choose the same setting: the cosine is that of their vectors. The dense procedure is the textbook
@@ -10,9 +10,6 @@ so it is timed on one block, and ``--no-dense`` leaves it out. Seconds are media
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -22,6 +19,7 @@ from rich.table import Table
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
+from benchmarks import measure
 from lenskit.vectors import fit_blocks
 from lenskit.vectors.recursion import Setting
 
@@ -53,23 +51,26 @@ def main(
     for width in dim or (256, 1024):
         X, y = made_activations(blocks, n, width, hard=hard)
         X, y = X.to(device), y.to(device)
-        expected, dense_seconds = None, float("nan")
+        expected: list[tuple[Tensor, Setting]] = []
+        dense_seconds = float("nan")
         if dense:
-            start = time.perf_counter()
-            expected = dense_fit(X[0].double(), y[0].double())
-            _wait(device)
-            dense_seconds = time.perf_counter() - start
+
+            def fit_dense(X=X, y=y, expected=expected):
+                expected.append(dense_fit(X[0].double(), y[0].double()))
+
+            dense_seconds = measure.seconds(fit_dense, X.device)
         for precision in dtype or ("float64", "float32"):
 
             def fit(X=X, y=y, precision=precision):
                 return fit_blocks(X, y, dtype=precision, batch_size=batch_size)
 
-            span_seconds = _median(fit, repeats, device)
+            span_seconds = measure.medians({"": fit}, X.device, repeats)[""]
             cosine, note = "", ""
-            if expected is not None:
+            if expected:
+                vector, setting = expected[0]
                 found = fit_blocks(X[:1], y[:1], dtype=precision)
-                cosine = f"{abs(float(found.directions[0] @ expected[0])):.9f}"
-                note = "" if found.settings[0] == expected[1] else " (another setting)"
+                cosine = f"{abs(float(found.directions[0] @ vector)):.9f}"
+                note = "" if found.settings[0] == setting else " (another setting)"
             table.add_row(
                 str(width),
                 precision,
@@ -148,23 +149,6 @@ def top_eigenvector(M: Tensor) -> Tensor:
     if M.is_cuda:
         return torch.linalg.eigh(M).eigenvectors[:, -1]
     return torch.from_numpy(eigsh(M.numpy(), k=1, tol=1e-12)[1][:, 0])
-
-
-def _median(function: Callable[[], object], repeats: int, device: str) -> float:
-    seconds = []
-    function()
-    for _ in range(repeats):
-        _wait(device)
-        start = time.perf_counter()
-        function()
-        _wait(device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
-
-
-def _wait(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

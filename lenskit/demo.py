@@ -30,7 +30,16 @@ from lenskit.models import EMBEDDED, load_model, model_fingerprint
 from lenskit.permutation import Null
 from lenskit.prompts import PromptSet, build_prompts
 from lenskit.selector import TokenSelection, select_tokens
-from lenskit.study import COEFFICIENTS, CONTROLS, KEYS, LEARNERS, Study, Variant, run_study
+from lenskit.study import (
+    COEFFICIENTS,
+    CONTROLS,
+    KEYS,
+    LEARNERS,
+    Study,
+    Variant,
+    read_study,
+    run_study,
+)
 from lenskit.vectors import RecursiveFeatureMachine
 
 PROCESSES = 2
@@ -156,7 +165,7 @@ def run_demo(
                 bar.advance(waiting)
         finally:
             workers.shutdown(cancel_futures=True)
-    study = run_study(own, chosen, VARIANTS, out=folder, progress=False, **OPTIONS)
+    study = read_study(folder, chosen)
     few = chosen[:: max(1, number // 2)]
     enrichments: dict[str, list[Enrichment]] = {null: [] for null in NULLS}
     for concept in few:

@@ -223,15 +223,11 @@ def _try(model: TransformerBridge, eager: Callable[..., None]) -> Verdict:
 
 def _probes(model: TransformerBridge) -> Tokens:
     """Two prompts of different lengths that begin alike."""
-    short, long = sorted(
-        (row[mask.bool()] for row, mask in _pairs(probe_tokens(model.tokenizer))), key=len
-    )
+    tokens = probe_tokens(model.tokenizer)
+    rows = zip(tokens.input_ids, tokens.attention_mask.bool(), strict=True)
+    short, long = sorted((ids[real] for ids, real in rows), key=len)
     other = torch.cat([long[: len(long) // 2], short[len(short) // 2 :]])
     return pad_left([long.tolist(), other.tolist()], model.tokenizer.pad_token_id)
-
-
-def _pairs(tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(tokens.input_ids, tokens.attention_mask, strict=True)
 
 
 def _difference(

@@ -287,10 +287,7 @@ def run_study(
     from there. Raises ValueError when the folder belongs to a study with other settings or model,
     or when two concepts share class and name.
     """
-    concepts = list(concepts)
-    names = [(c.concept_class, c.name) for c in concepts]
-    if not concepts or len(set(names)) < len(names):
-        raise ValueError(f"concepts must be at least one, and differ in class or name: {names}")
+    concepts = distinct(concepts)
     folder = None if out is None else _open(Path(out), model, variants, options)
     rows: list[dict] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -298,7 +295,7 @@ def run_study(
         task = bar.add_task("study", total=len(concepts))
         for concept in concepts:
             bar.update(task, description=f"{concept.concept_class or 'custom'}: {concept.name}")
-            file = folder and folder / f"{_slug(concept)}.json"
+            file = folder and _file(folder, concept)
             if file and file.exists():
                 rows += json.loads(file.read_text())
             else:
@@ -310,9 +307,18 @@ def run_study(
     return Study(pd.DataFrame(rows))
 
 
+def distinct(concepts: Iterable[Concept]) -> list[Concept]:
+    """The concepts of a study; raises ValueError for none, or two of the same class and name."""
+    concepts = list(concepts)
+    names = [(c.concept_class, c.name) for c in concepts]
+    if not concepts or len(set(names)) < len(names):
+        raise ValueError(f"concepts must be at least one, and differ in class or name: {names}")
+    return concepts
+
+
 def finished(out: str | Path, concepts: Iterable[Concept]) -> list[Concept]:
     """Those concepts whose part of the study the folder ``out`` holds."""
-    return [concept for concept in concepts if (Path(out) / f"{_slug(concept)}.json").exists()]
+    return [concept for concept in concepts if _file(Path(out), concept).exists()]
 
 
 def read_study(out: str | Path, concepts: Iterable[Concept]) -> Study:
@@ -321,19 +327,19 @@ def read_study(out: str | Path, concepts: Iterable[Concept]) -> Study:
     Raises ValueError where a concept is still to be done.
     """
     concepts = list(concepts)
-    left = [c.name for c in concepts if c not in finished(out, concepts)]
+    files = [_file(Path(out), concept) for concept in concepts]
+    left = [c.name for c, file in zip(concepts, files, strict=True) if not file.exists()]
     if left:
         raise ValueError(f"out={str(out)!r} does not hold {', '.join(left)} yet")
-    files = (Path(out) / f"{_slug(concept)}.json" for concept in concepts)
     return Study(pd.DataFrame([row for file in files for row in json.loads(file.read_text())]))
 
 
-def _slug(concept: Concept) -> str:
+def _file(folder: Path, concept: Concept) -> Path:
     # Concepts of one's own may share a name: another prefix or question is another file.
     digest = hashlib.sha256("\n".join((concept.prefix, *concept.questions)).encode())
     words = [concept.concept_class or "custom", concept.name]
     tidy = ("".join(c if c.isalnum() else "-" for c in word) for word in words)
-    return ".".join((*tidy, digest.hexdigest()[:8]))
+    return folder / ".".join((*tidy, digest.hexdigest()[:8], "json"))
 
 
 def _write(file: Path, value: object) -> None:

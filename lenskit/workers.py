@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lenskit.concepts import Concept
-from lenskit.study import Study, Variant, finished, read_study, run_study, variants
+from lenskit.study import Study, Variant, distinct, finished, read_study, run_study, variants
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -37,10 +37,10 @@ def run_on_workers(
     and the result is the same. A Ray cluster that is connected is used, else one is started on
     this machine and ended afterwards.
 
-    Raises ``ImportError`` without Ray, ``ValueError`` where Ray has too few GPUs or cores, and
-    whatever a worker raises.
+    Raises ``ImportError`` without Ray, ``ValueError`` where Ray has too few GPUs or cores and for
+    concepts as ``run_study``, and whatever a worker raises.
     """
-    concepts = list(concepts)
+    concepts = distinct(concepts)
     folder = Path(out).resolve()
     done = finished(folder, concepts)
     # With nothing to do, one worker still checks that the folder is of this study.

@@ -94,7 +94,7 @@ def test_a_good_notebook_has_no_problems():
 @pytest.mark.parametrize(
     "path",
     [
-        "/work/main/x.py",
+        "/work/project/x.py",
         "saved to /root/x",
         "'/home/someone'",
         "/tmp/ipykernel_1/2.py:3: UserWarning",

@@ -41,3 +41,9 @@ def test_more_workers_than_fit_are_refused(cluster, workers, gpus, tmp_path):
         pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match="does not fit"):
         run_on_workers(load, CHOSEN, WAYS, out=tmp_path, workers=workers, gpus=gpus)
+
+
+def test_concepts_that_one_process_refuses_are_refused_before_any_worker_starts(tmp_path):
+    for given in ((), CHOSEN[:1] * 2):
+        with pytest.raises(ValueError, match="at least one, and differ"):
+            run_on_workers(load, given, WAYS, out=tmp_path)

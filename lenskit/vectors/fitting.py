@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from rich.progress import Progress
 from sklearn.base import clone
 from torch import Tensor
 
+from lenskit import __version__
 from lenskit.vectors.base import Direction, Labels, Rows, oriented, pearson, split
 from lenskit.vectors.grid import each_block
 from lenskit.vectors.rfm import RecursiveFeatureMachine
@@ -86,7 +86,7 @@ def fit_vectors(
         selection=tokens.rule,
         labels="hard" if bool(((labels == 0) | (labels == 1)).all()) else "soft",
         data_hash=_data_hash(capture, labels),
-        version=_version(),
+        version=__version__,
     )
 
 
@@ -177,10 +177,3 @@ def _data_hash(capture: Capture, labels: Float[Tensor, "prompt layer"]) -> str:
     digest.update(repr(tuple(labels.shape)).encode())
     digest.update(labels.cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _version() -> str:
-    try:
-        return version("lenskit")
-    except PackageNotFoundError:
-        return "unknown"
