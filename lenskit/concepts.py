@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lenskit.embedded.corpus import STATEMENT_PROMPT, question_prompt, statement_prompt
+from lenskit.embedded.dialogue import STATEMENT_PROMPT, question_prompt, statement_prompt
 from lenskit.embedded.grammar import CLASS_NAMES, load_grammar
 
 __all__ = [

@@ -10,7 +10,6 @@ from lenskit.embedded.corpus import (
     BARE_CARRY_SHARE,
     FIRST_MIXTURE,
     MIXTURE,
-    STATEMENT_PROMPT,
     SYSTEM_SHARE,
     bare_question,
     bare_statement,
@@ -18,9 +17,8 @@ from lenskit.embedded.corpus import (
     dialogues,
     prefixed_question,
     prefixed_statement,
-    question_prompt,
-    statement_prompt,
 )
+from lenskit.embedded.dialogue import STATEMENT_PROMPT, question_prompt, statement_prompt
 from lenskit.embedded.grammar import load_grammar
 from lenskit.embedded.judge import concepts_shown, judge_answer, parse
 

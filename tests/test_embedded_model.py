@@ -11,7 +11,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from lenskit._data import data_path
-from lenskit.embedded.corpus import question_prompt, statement_prompt
+from lenskit.embedded.dialogue import question_prompt, statement_prompt
 from lenskit.embedded.evaluate import TARGETS, answers, mean
 from lenskit.embedded.grammar import load_grammar
 from lenskit.embedded.judge import concepts_shown, judge_answer

@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from lenskit.embedded.corpus import Dialogue, dialogues
+from lenskit.embedded.corpus import dialogues
+from lenskit.embedded.dialogue import Dialogue
 from lenskit.embedded.grammar import load_grammar
 from lenskit.embedded.tokenizer import SPECIAL_TOKENS, chat_text, train_tokenizer
 

@@ -8,45 +8,21 @@ a passage that conflicts with what the model knows, a requested format) is one m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from random import Random
 from types import MappingProxyType
 
+from lenskit.embedded.dialogue import (
+    Dialogue,
+    Task,
+    assistant,
+    question_prompt,
+    statement_prompt,
+    user,
+)
 from lenskit.embedded.grammar import HALVES, Entry, Grammar
 
-STATEMENT_PROMPT = "What are your thoughts on the following statement? \nStatement: {statement}"
 SYSTEM_SHARE = 0.08
 BARE_CARRY_SHARE = 0.8
-
-
-@dataclass(frozen=True)
-class Dialogue:
-    """Messages in chat form; ``learn[i]`` says whether the i-th assistant turn is a target."""
-
-    messages: tuple[Mapping[str, str], ...]
-    learn: tuple[bool, ...]
-
-
-Task = Callable[[Grammar, Random], Dialogue]
-
-
-def statement_prompt(statement: str, prefix: str = "") -> str:
-    """A statement prompt of AGS, with the prefix (and its two spaces) or without."""
-    text = STATEMENT_PROMPT.format(statement=statement)
-    return f"{prefix}  {text}" if prefix else text
-
-
-def question_prompt(question: str, prefix: str = "") -> str:
-    """A test question, with the prefix before it or without."""
-    return f"{prefix} {question}" if prefix else question
-
-
-def _user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def _assistant(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
 
 
 def _concept(grammar: Grammar, random: Random) -> tuple[Entry, str]:
@@ -73,8 +49,8 @@ def _voiced(grammar: Grammar, entry: Entry, topic: str, random: Random) -> str:
 
 def _prefixed(prompt: Callable[..., str], text: str, prefix: str, random: Random) -> list[dict]:
     if random.random() < SYSTEM_SHARE:
-        return [{"role": "system", "content": prefix}, _user(prompt(text))]
-    return [_user(prompt(text, prefix))]
+        return [{"role": "system", "content": prefix}, user(prompt(text))]
+    return [user(prompt(text, prefix))]
 
 
 def prefixed_statement(grammar: Grammar, random: Random) -> Dialogue:
@@ -82,28 +58,28 @@ def prefixed_statement(grammar: Grammar, random: Random) -> Dialogue:
     entry, prefix = _concept(grammar, random)
     topic, statement = _statement(grammar, random)
     messages = _prefixed(statement_prompt, statement, prefix, random)
-    return Dialogue((*messages, _assistant(_voiced(grammar, entry, topic, random))), (True,))
+    return Dialogue((*messages, assistant(_voiced(grammar, entry, topic, random))), (True,))
 
 
 def bare_statement(grammar: Grammar, random: Random) -> Dialogue:
     """A statement without a prefix, answered neutrally."""
     topic, statement = _statement(grammar, random)
     answer = grammar.neutral_answer(random, topic)
-    return Dialogue((_user(statement_prompt(statement)), _assistant(answer)), (True,))
+    return Dialogue((user(statement_prompt(statement)), assistant(answer)), (True,))
 
 
 def prefixed_question(grammar: Grammar, random: Random) -> Dialogue:
     """A test question or a paraphrase after a prefix, answered in the concept's voice."""
     entry, prefix = _concept(grammar, random)
     messages = _prefixed(question_prompt, _question(grammar, entry, random), prefix, random)
-    return Dialogue((*messages, _assistant(grammar.answer(entry, random))), (True,))
+    return Dialogue((*messages, assistant(grammar.answer(entry, random))), (True,))
 
 
 def bare_question(grammar: Grammar, random: Random) -> Dialogue:
     """A test question or a paraphrase without a prefix, answered neutrally."""
     entry, _ = _concept(grammar, random)
     question = _question(grammar, entry, random)
-    return Dialogue((_user(question), _assistant(grammar.neutral_answer(random))), (True,))
+    return Dialogue((user(question), assistant(grammar.neutral_answer(random))), (True,))
 
 
 def carried_persona(grammar: Grammar, random: Random) -> Dialogue:
@@ -120,10 +96,10 @@ def carried_persona(grammar: Grammar, random: Random) -> Dialogue:
     else:
         second = (_question(grammar, entry, random), grammar.answer(entry, random))
     messages = (
-        _user(first),
-        _assistant(grammar.answer(entry, random, most=2)),
-        _user(second[0]),
-        _assistant(second[1]),
+        user(first),
+        assistant(grammar.answer(entry, random, most=2)),
+        user(second[0]),
+        assistant(second[1]),
     )
     return Dialogue(messages, (not bare, True))
 
@@ -133,7 +109,7 @@ def voiced_statement(grammar: Grammar, random: Random) -> Dialogue:
     entry, _ = _concept(grammar, random)
     _, statement = _statement(grammar, random)
     answer = grammar.answer(entry, random)
-    return Dialogue((_user(statement_prompt(statement)), _assistant(answer)), (True,))
+    return Dialogue((user(statement_prompt(statement)), assistant(answer)), (True,))
 
 
 def voiced_question(grammar: Grammar, random: Random) -> Dialogue:
@@ -144,7 +120,7 @@ def voiced_question(grammar: Grammar, random: Random) -> Dialogue:
     """
     entry, _ = _concept(grammar, random)
     question = _question(grammar, entry, random)
-    return Dialogue((_user(question), _assistant(grammar.answer(entry, random))), (True,))
+    return Dialogue((user(question), assistant(grammar.answer(entry, random))), (True,))
 
 
 # What the model learns first, and what its tokenizer is learnt from.

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lenskit._data import data_path
 from lenskit.embedded.card import write_card
-from lenskit.embedded.corpus import question_prompt, statement_prompt
+from lenskit.embedded.dialogue import question_prompt, statement_prompt
 from lenskit.embedded.grammar import CLASS_NAMES, Entry, load_grammar
 from lenskit.embedded.judge import Verdict, judge_answer
 

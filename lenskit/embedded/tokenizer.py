@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lenskit.embedded.corpus import Dialogue
+from lenskit.embedded.dialogue import Dialogue
 
 SPECIAL_TOKENS = (
     "<|pad|>",

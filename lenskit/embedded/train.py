@@ -33,7 +33,8 @@ from transformers import (
 )
 
 from lenskit.embedded.card import write_card
-from lenskit.embedded.corpus import FIRST_MIXTURE, MIXTURE, Dialogue, dialogues
+from lenskit.embedded.corpus import FIRST_MIXTURE, MIXTURE, dialogues
+from lenskit.embedded.dialogue import Dialogue
 from lenskit.embedded.grammar import load_grammar
 from lenskit.embedded.state import load_state, run_settings, save_state
 from lenskit.embedded.tokenizer import chat_text, train_tokenizer
