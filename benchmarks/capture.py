@@ -25,8 +25,9 @@ from benchmarks import measure
 from benchmarks.plain import plain_capture
 from lenskit.capture import capture
 from lenskit.concepts import concepts
-from lenskit.plan import prompts_of_length
 from lenskit.prompts import PromptSet, build_prompts
+from lenskit.study.clock import seconds_of
+from lenskit.study.plan import prompts_of_length
 
 TARGET = 1.1
 YARDSTICK = "Hugging Face, sdpa"
@@ -102,7 +103,7 @@ def against_forward(
         memory = measure.peak_memory(case, pair.device)
         report.add(name, taken[name], taken[name] / taken[YARDSTICK], target, memory)
     few = prompts.rows(range(min(40, len(prompts))))
-    one_by_one = measure.seconds(lambda: plain_capture(pair.plain, few), pair.device)
+    one_by_one = seconds_of(lambda: plain_capture(pair.plain, few), pair.device)
     one_by_one *= len(prompts) / len(few)
     report.add(
         "as published, one prompt at a time", one_by_one, one_by_one / taken[YARDSTICK], "", ""

@@ -14,12 +14,10 @@ import torch
 import typer
 from rich.console import Console
 
-from lenskit.choices import read_shard, spread
-from lenskit.concepts import concepts
-from lenskit.demo import BY_TOKEN, CONTROLLED, OPTIONS
+from lenskit.concepts import concepts, read_shard, spread
 from lenskit.models import load_model, model_fingerprint
-from lenskit.study import Study, Variant, finished, read_study, run_study
-from lenskit.tables import score_table
+from lenskit.study import Study, Variant, finished, read_study, run_study, score_table
+from lenskit.study.demo import BY_TOKEN, CONTROLLED, OPTIONS
 
 LABELS = (
     ("hard", "mean difference"),

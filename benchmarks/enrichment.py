@@ -21,8 +21,8 @@ from rich.table import Table
 
 from benchmarks import measure
 from lenskit.concepts import Concept
+from lenskit.enrichment.permutation import KeySets, key_sets, permutation_p_values, prefix_mass
 from lenskit.models import Tokens
-from lenskit.permutation import KeySets, key_sets, permutation_p_values, prefix_mass
 from lenskit.prompts import PromptSet
 
 CANDIDATES = 5

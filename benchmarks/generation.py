@@ -23,10 +23,10 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from benchmarks import measure
 from lenskit.concepts import Concept
 from lenskit.generation import SteeringRow, generate, generate_steered
 from lenskit.models import chat_ids, load_model, model_fingerprint
+from lenskit.study.clock import seconds_of
 from lenskit.vectors import ConceptVectors
 
 QUESTIONS = (
@@ -91,7 +91,7 @@ def main(
     with endless(steered):
         for repeat in track(range(repeats + 1), "timing"):
             for name, case in cases.items():
-                elapsed = measure.seconds(case, place.device)
+                elapsed = seconds_of(case, place.device)
                 if repeat > 0:  # the first round warms up
                     seconds[name].append(elapsed)
     report(seconds, rows * tokens, f"{model}, {place.device}, {place.dtype}, {rows} rows")

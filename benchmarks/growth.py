@@ -17,17 +17,19 @@ from typing import Annotated
 
 import torch
 import typer
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks import measure
 from benchmarks.generation import endless, random_vectors
 from lenskit.capture import Capture, capture
 from lenskit.concepts import Concept, concepts
+from lenskit.figures.style import BLUE, PALE, new_figure, styled
 from lenskit.generation import SteeringRow, generate_steered
 from lenskit.labels import soft_labels
 from lenskit.models import model_fingerprint
-from lenskit.plan import prompts_of_length
 from lenskit.prompts import build_prompts
 from lenskit.selector import select_tokens
+from lenskit.study.plan import prompts_of_length
 from lenskit.vectors import fit_vectors
 
 
@@ -189,7 +191,7 @@ def table(found: list[Series], name: str) -> measure.Report:
     """Sizes, seconds and exponents."""
     report = measure.Report(
         f"Growth, {name}",
-        ("part", "over", "sizes", "seconds", "p", "target"),
+        ("part", "over", "sizes", "seconds", "exponent", "target"),
         note="cost ~ size^p over the larger sizes; 1 is linear.",
     )
     for series in found:
@@ -204,31 +206,27 @@ def table(found: list[Series], name: str) -> measure.Report:
     return report
 
 
+@styled()
 def draw(found: list[Series], file: Path, title: str) -> None:
     """One panel for each series, both axes logarithmic, with a line of slope 1."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    panels = list(figure.subplots(2, 4).flat)
+    figure, panels = new_figure(11, 5.5, 2, 4)
     for panel, series in zip(panels, found, strict=False):
         first = series.seconds[-1] / series.sizes[-1]
-        panel.loglog(series.sizes, [first * size for size in series.sizes], color="0.8", lw=1)
-        panel.loglog(series.sizes, series.seconds, marker="o", ms=3.5, color="#1f5f8b")
-        panel.set_title(f"{series.part}: p = {series.exponent:.2f}", fontsize=9)
-        panel.set_xlabel(series.size, fontsize=8)
-        panel.set_ylabel("seconds", fontsize=8)
-        panel.set_xticks(series.sizes, [f"{size:g}" for size in series.sizes])
+        panel.loglog(series.sizes, [first * size for size in series.sizes], color=PALE, lw=1)
+        panel.loglog(series.sizes, series.seconds, marker="o", ms=4, color=BLUE)
+        panel.set_title(f"{series.part}: exponent {series.exponent:.2f}")
+        panel.set_xlabel(series.size)
+        panel.set_ylabel("seconds")
+        panel.set_xticks(series.sizes, [f"{size:g}" for size in series.sizes], fontsize=8)
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         for axis in (panel.xaxis, panel.yaxis):
             axis.set_minor_locator(NullLocator())
-        panel.tick_params(labelsize=7)
     for panel in panels[len(found) :]:
         panel.set_axis_off()
-    figure.suptitle(f"{title} (grey: linear)", fontsize=10)
+    figure.suptitle(f"{title} (pale line: linear growth)")
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
+    figure.savefig(file)
 
 
 if __name__ == "__main__":

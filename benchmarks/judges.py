@@ -25,11 +25,11 @@ from rich.table import Table
 from lenskit.capture import capture
 from lenskit.concepts import Concept, concepts
 from lenskit.generation import SteeringRow, generate_steered
-from lenskit.judges import answer_likelihoods, cohen_kappa, likelihood_judge
 from lenskit.labels import soft_labels
 from lenskit.models import load_model
 from lenskit.prompts import build_prompts
-from lenskit.scoring import grammar_judge
+from lenskit.scoring import cohen_kappa, grammar_judge, likelihood_judge
+from lenskit.scoring.judges import answer_likelihoods
 from lenskit.selector import select_tokens
 from lenskit.vectors import ConceptVectors, fit_vectors
 

@@ -7,7 +7,6 @@ import ctypes
 import functools
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from transformers.utils import logging
 
 from lenskit.models import load_model
+from lenskit.study.clock import seconds_of
 
 # Random weights: how long a model takes does not depend on what it has learnt.
 SHAPES: Mapping[str, dict[str, Any]] = {
@@ -148,15 +148,6 @@ def command(run: Callable[..., list[Report]]) -> None:
     typer.run(main)
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock time, the accelerator's queue included."""
-    _wait(device)
-    start = time.perf_counter()
-    run()
-    _wait(device)
-    return time.perf_counter() - start
-
-
 def medians(
     cases: Mapping[str, Callable[[], object]], device: torch.device, repeats: int
 ) -> dict[str, float]:
@@ -164,7 +155,7 @@ def medians(
     found: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(repeats + 1):
         for name, case in cases.items():
-            taken = seconds(case, device)
+            taken = seconds_of(case, device)
             if turn:  # the first turn warms up
                 found[name].append(taken)
     return {name: statistics.median(values) for name, values in found.items()}
@@ -229,11 +220,6 @@ def machine(device: str | torch.device) -> str:
     name = names[0] if names else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'s' * (threads > 1)}"
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _cell(cell: object) -> str:

@@ -23,9 +23,9 @@ from lenskit.capture import Capture, capture
 from lenskit.concepts import Concept, concepts
 from lenskit.generation import SteeringRow, generate_steered
 from lenskit.labels import soft_labels
-from lenskit.plan import Plan, plan
 from lenskit.prompts import PromptSet, build_prompts
 from lenskit.selector import select_tokens
+from lenskit.study.plan import Plan, plan
 from lenskit.vectors import ConceptVectors, RecursiveFeatureMachine, fit_vectors
 
 TARGET = 10

@@ -25,6 +25,7 @@ from benchmarks.generation import plain_answer
 from benchmarks.rfm import dense_fit
 from lenskit.concepts import Concept, concepts
 from lenskit.prompts import PromptSet, build_prompts
+from lenskit.study.clock import seconds_of
 
 COEFFICIENTS = tuple(0.02 * i for i in range(1, 9))
 MAX_NEW_TOKENS = 50
@@ -114,18 +115,14 @@ def plain_seconds(
     coefficients = COEFFICIENTS[: max(1, round(share * len(COEFFICIENTS)))]
 
     taken = {
-        "capture": measure.seconds(
-            lambda: captured.append(plain_capture(pair.plain, some)), pair.device
-        )
+        "capture": seconds_of(lambda: captured.append(plain_capture(pair.plain, some)), pair.device)
         * len(prompts)
         / len(some)
     }
     whole = _tiled(captured[0], len(prompts))
-    taken["fit"] = (
-        measure.seconds(lambda: plain_vectors(whole, blocks), pair.device) * layers / blocks
-    )
+    taken["fit"] = seconds_of(lambda: plain_vectors(whole, blocks), pair.device) * layers / blocks
     taken["generation"] = (
-        measure.seconds(
+        seconds_of(
             lambda: plain_answers(pair.model, pair.plain, concept, vectors, coefficients),
             pair.device,
         )

@@ -20,8 +20,9 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from benchmarks import measure
+from lenskit.study.clock import seconds_of
 from lenskit.vectors import fit_blocks
-from lenskit.vectors.recursion import Setting
+from lenskit.vectors.rfm.recursion import Setting
 
 BANDWIDTHS = (1.0, 10.0, 100.0)
 ITERATIONS = 10
@@ -58,7 +59,7 @@ def main(
             def fit_dense(X=X, y=y, expected=expected):
                 expected.append(dense_fit(X[0].double(), y[0].double()))
 
-            dense_seconds = measure.seconds(fit_dense, X.device)
+            dense_seconds = seconds_of(fit_dense, X.device)
         for precision in dtype or ("float64", "float32"):
 
             def fit(X=X, y=y, precision=precision):

@@ -6,55 +6,29 @@ public names and their modules are those of ``__init__.pyi``.
 
 from __future__ import annotations
 
-import ast
-import sys
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+import sys as _sys
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
+from importlib.metadata import version as _version
+from types import ModuleType as _ModuleType
+from typing import Any as _Any
 
-_stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
-_HOME = {
-    alias.name: str(line.module)
-    for line in _stub.body
-    if isinstance(line, ast.ImportFrom)
-    for alias in line.names
-}
+import lazy_loader as _lazy
 
-__all__ = sorted(_HOME)
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
+
+try:
+    __version__ = _version(__name__)
+except _PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "unknown"
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return _version()
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOME[name]
-    if home == __name__:
-        return import_module(f"{home}.{name}")
-    value = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
-
-
-def _version() -> str:
-    try:
-        return version(__name__)
-    except PackageNotFoundError:  # a checkout that was never installed
-        return "unknown"
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
-
-
-class _Package(ModuleType):
+class _Package(_ModuleType):
     """Importing the module ``lenskit.capture`` must not hide the function ``lenskit.capture``."""
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        shared = isinstance(value, ModuleType) and _HOME.get(name) == f"{__name__}.{name}"
-        super().__setattr__(name, getattr(value, name) if shared else value)
+    def __setattr__(self, name: str, value: _Any) -> None:
+        if isinstance(value, _ModuleType) and name in __all__:
+            value = getattr(value, name, value)
+        super().__setattr__(name, value)
 
 
-sys.modules[__name__].__class__ = _Package
+_sys.modules[__name__].__class__ = _Package

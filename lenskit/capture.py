@@ -16,10 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
-from lenskit import fused
-from lenskit.batches import Arrivals, in_batches
-from lenskit.check import PATTERN, RESID
-from lenskit.models import Tokens, model_fingerprint
+from lenskit.models import PATTERN, RESID, Arrivals, Tokens, fused, in_batches, model_fingerprint
 from lenskit.prompts import PromptSet, row_index
 
 if TYPE_CHECKING:

@@ -11,16 +11,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from lenskit.choices import (
+from lenskit.concepts import (
     among,
     choose_concepts,
+    concepts,
     read_blocks,
     read_numbers,
     read_phrases,
     read_shard,
     read_tokens,
 )
-from lenskit.concepts import concepts
 
 # Modules that load torch are imported inside the commands that need them.
 EMBEDDED = "lenskit-mini"
@@ -55,7 +55,7 @@ def _mistakes(again: str = "") -> Iterator[None]:
         typer.echo(f"Stopped. {again}".strip(), err=True)
         raise typer.Exit(130) from None
     except Exception as error:
-        from lenskit.check import ModelCheckError
+        from lenskit.models import ModelCheckError
 
         known = isinstance(
             error, ValueError | LookupError | OSError | ImportError | ModelCheckError
@@ -81,8 +81,8 @@ def demo(
 ) -> None:
     """Run the paper's main comparison on the embedded model, offline, and draw it."""
     with _mistakes("Run the same command again to go on."):
-        from lenskit.demo import PROCESSES, VARIANTS, run_demo, save_demo
-        from lenskit.tables import score_table
+        from lenskit.study import score_table
+        from lenskit.study.demo import PROCESSES, VARIANTS, run_demo, save_demo
 
         console = Console()
         console.print(
@@ -176,11 +176,12 @@ def study(
             LEARNERS,
             finished,
             read_study,
+            run_on_workers,
             run_study,
+            score_table,
             variants,
+            write_tables,
         )
-        from lenskit.tables import score_table, write_tables
-        from lenskit.workers import run_on_workers
 
         ways = variants(
             tokens=tokens,
@@ -252,8 +253,8 @@ def plan(
         from transformers.utils import logging
 
         from lenskit.models import load_model
-        from lenskit.plan import plan as estimate
-        from lenskit.plan import plan_table
+        from lenskit.study.plan import plan as estimate
+        from lenskit.study.plan import plan_table
 
         logging.disable_progress_bar()
         loaded = load_model(model, device=device, dtype=dtype, check=False)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lenskit.concepts import Concept, statement_prompt
 from lenskit.concepts import statements as grammar_statements
-from lenskit.models import Tokens
-from lenskit.templates import (
+from lenskit.models import (
     Conversation,
+    Tokens,
     encode_with_offsets,
     pad_left,
     render,

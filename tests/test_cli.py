@@ -14,11 +14,9 @@ import tiny
 from typer.testing import CliRunner
 
 import lenskit as lk
-from lenskit import demo, study
-from lenskit.choices import choose_concepts, read_blocks, read_numbers, read_shard, spread
 from lenskit.cli import app
-from lenskit.study import Variant, run_study
-from lenskit.tables import score_table
+from lenskit.concepts import choose_concepts, read_blocks, read_numbers, read_shard, spread
+from lenskit.study import Variant, demo, run_study, score_table, study
 
 THREE = ["fears/spiders", "moods/cheerful", "places/Paris"]
 

@@ -144,7 +144,7 @@ def test_blanks_within_the_prefix_count_when_offsets_are_trimmed():
 
 
 def test_a_base_model_gets_candidates_from_the_plain_template():
-    from lenskit.templates import prepare_tokenizer
+    from lenskit.models.templates import prepare_tokenizer
 
     tokenizer = prepare_tokenizer(tiny.tiny_tokenizer(template=None))
     model = SimpleNamespace(tokenizer=tokenizer)

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steered import hook_count, plain_hooks, random_vectors
 
-from lenskit.models import Tokens, load_model
+from lenskit.models import Tokens, load_model, pad_left
 from lenskit.steering import Intervention, active_interventions, steer
-from lenskit.templates import pad_left
 
 ARCHITECTURES = ["llama", "llama-gqa", "gpt2", "gpt_neox", "qwen2", "gemma2", "gemma3", "olmo2"]
 PROMPTS = ([0, 40, 50, 60, 70, 80, 90], [0, 33, 44], [0, 111, 122, 133, 144])

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from lenskit.figures import views
 from lenskit.figures.captures import (
     activation_pca,
     attention_map,
@@ -13,6 +14,12 @@ from lenskit.figures.captures import (
     selected_token_map,
     selected_token_shares,
     soft_label_curves,
+)
+from lenskit.figures.inspection import (
+    activity_correlation,
+    pattern_rows,
+    token_texts,
+    true_activity,
 )
 from lenskit.figures.studies import (
     blocks_compared,
@@ -24,14 +31,19 @@ from lenskit.figures.studies import (
 
 __all__ = [
     "activation_pca",
+    "activity_correlation",
     "attention_map",
     "blocks_compared",
     "enrichment_by_block",
     "over_steering",
+    "pattern_rows",
     "row_names",
     "selected_token_map",
     "selected_token_shares",
     "soft_label_curves",
     "steerability_bars",
     "steerability_by_class",
+    "token_texts",
+    "true_activity",
+    "views",
 ]

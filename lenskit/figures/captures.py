@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
+from lenskit.figures.inspection import true_activity
 from lenskit.figures.style import (
     COLOURS,
     GREY,
@@ -26,7 +27,6 @@ from lenskit.figures.style import (
     styled,
     token_colours,
 )
-from lenskit.inspection import true_activity
 from lenskit.selector import TokenSelection, pool_heads
 
 if TYPE_CHECKING:

@@ -5,13 +5,12 @@ Learners are scikit-learn estimators of their own; ``fit_vectors`` runs one on e
 
 from __future__ import annotations
 
-from lenskit.vectors.base import Learner
 from lenskit.vectors.fitting import fit_vectors
-from lenskit.vectors.grid import BlockFits, fit_blocks
+from lenskit.vectors.learner import Learner, split
 from lenskit.vectors.logistic import Logistic
 from lenskit.vectors.mean_difference import MeanDifference, SoftCovariance
 from lenskit.vectors.pca import PrincipalComponent
-from lenskit.vectors.rfm import RecursiveFeatureMachine
+from lenskit.vectors.rfm import BlockFits, RecursiveFeatureMachine, fit_blocks
 from lenskit.vectors.ridge import Ridge
 from lenskit.vectors.storage import ConceptVectors
 
@@ -27,4 +26,5 @@ __all__ = [
     "SoftCovariance",
     "fit_blocks",
     "fit_vectors",
+    "split",
 ]

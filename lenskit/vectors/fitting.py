@@ -15,9 +15,9 @@ from sklearn.base import clone
 from torch import Tensor
 
 from lenskit import __version__
-from lenskit.vectors.base import Direction, Labels, Rows, oriented, pearson, split
-from lenskit.vectors.grid import each_block
-from lenskit.vectors.rfm import RecursiveFeatureMachine
+from lenskit.vectors.learner import Direction, Labels, Rows, oriented, pearson, split
+from lenskit.vectors.rfm.grid import each_block
+from lenskit.vectors.rfm.machine import RecursiveFeatureMachine
 from lenskit.vectors.storage import ConceptVectors
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from lenskit.vectors.base import Direction, Labels, Learner, Rows
+from lenskit.vectors.learner import Direction, Labels, Learner, Rows
 
 
 class Logistic(Learner):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lenskit.vectors.base import Direction, Labels, Learner, Rows, positives
+from lenskit.vectors.learner import Direction, Labels, Learner, Rows, positives
 
 
 class MeanDifference(Learner):

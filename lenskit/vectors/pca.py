@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import eigh
 
-from lenskit.vectors.base import Direction, Labels, Learner, Rows, positives
+from lenskit.vectors.learner import Direction, Labels, Learner, Rows, positives
 
 
 class PrincipalComponent(Learner):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lenskit.vectors.base import Direction, Labels, Learner, Rows, pearson
+from lenskit.vectors.learner import Direction, Labels, Learner, Rows, pearson
 
 
 class Ridge(Learner):

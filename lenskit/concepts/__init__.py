@@ -1,0 +1,41 @@
+"""Concepts: what a prefix activates, those of the embedded grammar, and the published layout."""
+
+from __future__ import annotations
+
+from lenskit.concepts.choices import (
+    among,
+    choose_concepts,
+    read_blocks,
+    read_numbers,
+    read_phrases,
+    read_shard,
+    read_tokens,
+    spread,
+)
+from lenskit.concepts.concept import (
+    Concept,
+    ConceptClass,
+    concepts,
+    question_prompt,
+    statement_prompt,
+    statements,
+)
+from lenskit.concepts.published import load_concept_folder
+
+__all__ = [
+    "choose_concepts",
+    "read_blocks",
+    "read_numbers",
+    "read_phrases",
+    "read_shard",
+    "read_tokens",
+    "among",
+    "spread",
+    "Concept",
+    "ConceptClass",
+    "concepts",
+    "question_prompt",
+    "statement_prompt",
+    "statements",
+    "load_concept_folder",
+]

@@ -1,0 +1,250 @@
+"""Which blocks carry a concept: permutation tests of the attention to its prefix (AGS).
+
+AGS counts, for each block, how often attention to the prefix is significant, but does not say how
+its p-values are drawn. The three nulls here are a reconstruction; ``rank_stability`` shows how far
+the order of the blocks depends on the choice.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import rankdata
+from torch import Tensor
+
+from lenskit.capture import for_each_pattern
+from lenskit.enrichment.permutation import (
+    KeySets,
+    Null,
+    key_sets,
+    number_of_sets,
+    permutation_p_values,
+    prefix_mass,
+)
+from lenskit.prompts import PromptSet
+from lenskit.selector import TokenSelection
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True)
+class Enrichment:
+    """How often attention to the prefix is significant, block by block.
+
+    ``p_values`` are those of the prompts with a prefix, in their order, for every candidate
+    token; ``smallest`` is the least value that each test can give, 1 / (sets + 1). ``tokens``
+    picks the candidate of each block. The scores follow from these and ``alpha``, so
+    ``dataclasses.replace`` scores the same tests by another token or level.
+
+    Raises ``ValueError`` when ``alpha`` cannot be reached by every test at the selected tokens.
+    """
+
+    p_values: Float[Tensor, "prompt layer head candidate"]
+    smallest: Float[Tensor, "prompt candidate"]
+    tokens: TokenSelection
+    null: str
+    alpha: float
+
+    def __post_init__(self) -> None:
+        _check_alpha(self.alpha, self.smallest, self.tokens, self.null)
+
+    @property
+    def hits(self) -> Bool[Tensor, "prompt layer head"]:
+        """Where p < ``alpha`` at the block's selected token."""
+        return self.tokens.take(self.p_values.movedim(-1, 2)) < self.alpha
+
+    @property
+    def scores(self) -> Float[Tensor, " layer"]:
+        """The enrichment score of each block: the share of hits over prompts and heads (AGS)."""
+        hits = self.hits
+        return hits.sum(dim=(0, 2)) / (hits.shape[0] * hits.shape[2])
+
+    @property
+    def ranking(self) -> Int[Tensor, " layer"]:
+        """The blocks by score, best first; of equal blocks the earlier one comes first."""
+        return self.scores.argsort(descending=True, stable=True)
+
+    def top(self, k: int) -> tuple[int, ...]:
+        """The first ``k`` blocks of the ranking, as sorted indices."""
+        return _sorted(self.ranking[: self._number_of_blocks(k)])
+
+    def bottom(self, k: int) -> tuple[int, ...]:
+        """The last ``k`` blocks of the ranking: never in ``top(j)`` while j + k <= blocks."""
+        return _sorted(self.ranking[-self._number_of_blocks(k) :])
+
+    def above(self, threshold: float) -> tuple[int, ...]:
+        """The blocks whose score is greater than ``threshold``; there may be none."""
+        return _sorted((self.scores > threshold).nonzero().flatten())
+
+    def random(self, k: int, seed: int = 0) -> tuple[int, ...]:
+        """``k`` blocks drawn without regard to their scores, as a control."""
+        blocks = range(self.p_values.shape[1])
+        return tuple(sorted(random.Random(seed).sample(blocks, self._number_of_blocks(k))))
+
+    def _number_of_blocks(self, k: int) -> int:
+        if not 1 <= k <= self.p_values.shape[1]:
+            raise ValueError(f"k must be from 1 to {self.p_values.shape[1]} blocks, got {k}")
+        return k
+
+
+def enrich(
+    model: TransformerBridge,
+    prompts: PromptSet,
+    tokens: TokenSelection,
+    *,
+    null: Null = "keys",
+    draws: int = 999,
+    alpha: float | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Enrichment:
+    """Test, for each prefixed prompt, block, head and candidate token, attention to the prefix.
+
+    The statistic is the attention mass on the P tokens of the prefix. It is compared, one-sided,
+    with the masses on B other sets of P keys: p = (b + 1) / (B + 1), where b of them reach it
+    (ties included). The sets, by ``null``:
+
+    - ``"keys"``: ``draws`` sets drawn without replacement from the prompt's keys;
+    - ``"windows"``: all other runs of P adjacent keys. B is the number of keys less P, often 20
+      to 60, and p is never below 1 / (B + 1);
+    - ``"paired"``: as ``"keys"``, from the prompt with the same statement and no prefix, at the
+      same block, head and candidate (prompts built with ``layout="paired"``).
+
+    Where all sets are at most ``draws``, each is taken once, and p is exact. Keys are those that
+    the candidate token can see: not padding, not later tokens, and not the first token of the
+    prompt, BOS or whatever stands there, since it soaks up attention (unless the prefix itself
+    begins there). Keys outside a sliding window count too, with mass 0.
+
+    Only ``"keys"`` is exact where keys are exchangeable, which recency can spoil. The other two
+    are comparisons: adjacent windows overlap, and where there is no prefix its share of the
+    attention falls to the other keys, which makes ``"paired"`` strict.
+
+    Sets depend on ``seed`` and on the prompt's own tokens only. One prompt's sets serve all of
+    its blocks, heads and candidates: each test is valid by itself, but they are not independent.
+
+    ``alpha``: the level of a hit; ``None`` is 0.01 as in AGS, and 0.05 for ``"windows"``.
+
+    Raises ``ValueError`` when a test cannot reach ``alpha``, when prompts lack a prefix or a
+    pair, when the prompt without prefix has fewer keys than the prefix, or when attention is not
+    finite.
+    """
+    if null not in get_args(Null):
+        raise ValueError(f"null must be one of {', '.join(get_args(Null))}; got {null!r}")
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, got {draws}")
+    layers, heads = model.cfg.n_layers, model.cfg.n_heads
+    if tokens.candidates != prompts.candidates or len(tokens.index) != layers:
+        raise ValueError(
+            f"tokens selects among {tokens.candidates} for {len(tokens.index)} blocks; the "
+            f"prompts end in {prompts.candidates} and the model has {layers} blocks"
+        )
+    alpha = (0.05 if null == "windows" else 0.01) if alpha is None else alpha
+    positive = prompts.has_prefix.nonzero().flatten()
+    if not len(positive):
+        raise ValueError("no prompt has a prefix, so there is no attention to it to test")
+    smallest = 1 / (number_of_sets(prompts, positive, null=null, draws=draws) + 1)
+    _check_alpha(alpha, smallest, tokens, null)
+
+    candidates = len(prompts.candidates)
+    prefix = prompts.prefix_mask[positive]
+    observed = torch.empty(len(positive), layers, heads, candidates)
+    p_values = torch.empty_like(observed)
+
+    # A batch comes once for every block, and its sets are the same.
+    @lru_cache(maxsize=1)
+    def sets_of(rows: tuple[int, ...], device: torch.device) -> KeySets:
+        chosen = positive[list(rows)]
+        return key_sets(prompts, chosen, null=null, draws=draws, seed=seed).to(device)
+
+    def observe(layer: int, rows: Tensor, pattern: Tensor) -> None:
+        mask = prefix[rows, -pattern.shape[-1] :].to(pattern.device)
+        observed[rows, layer] = prefix_mass(pattern, mask).cpu()
+
+    def test(layer: int, rows: Tensor, pattern: Tensor) -> None:
+        sets = sets_of(tuple(rows.tolist()), pattern.device)
+        mass = observed[rows, layer].to(pattern.device)
+        p_values[rows, layer] = permutation_p_values(pattern, sets, mass).cpu()
+
+    def read(of: Tensor, *steps: Callable[[int, Tensor, Tensor], None]) -> None:
+        def visit(layer: int, rows: Tensor, pattern: Tensor, _: Tensor) -> None:
+            # A comparison with nan is false, which would count as significant.
+            if not bool(pattern.isfinite().all()):
+                raise ValueError(
+                    f"attention of block {layer} is not finite; load the model in another dtype "
+                    "(dtype='float32' or 'bfloat16')"
+                )
+            for step in steps:
+                step(layer, rows, pattern)
+
+        some = prompts.tokens.rows(of)
+        for_each_pattern(model, some, candidates, visit, batch_size=batch_size, progress=progress)
+
+    if null == "paired":
+        read(positive, observe)
+        read(prompts.pair[positive], test)
+    else:
+        read(positive, observe, test)
+    return Enrichment(p_values, smallest, tokens, null, alpha)
+
+
+@dataclass(frozen=True)
+class RankStability:
+    """How alike several enrichments order the blocks, each compared with each.
+
+    ``spearman``: rank correlation of the scores (ties share their mean rank; nan where all
+    blocks of one score alike). ``overlap``: the share of blocks that both have in their top
+    ``k``; two random orders would share k / blocks.
+    """
+
+    names: tuple[str, ...]
+    spearman: Float[Tensor, "run run"]
+    overlap: Float[Tensor, "run run"]
+    k: int
+
+
+def rank_stability(*enrichments: Enrichment, k: int | None = None) -> RankStability:
+    """Compare the rankings of two or more enrichments of the same model's blocks.
+
+    ``k``: the size of the top that is compared, half of the blocks by default. Names are the
+    nulls. Raises ``ValueError`` for fewer than two, or for different numbers of blocks.
+    """
+    blocks = {len(enrichment.scores) for enrichment in enrichments}
+    if len(enrichments) < 2 or len(blocks) > 1:
+        raise ValueError(
+            "rank_stability compares at least two enrichments of the same model; got "
+            f"{len(enrichments)}, with {sorted(blocks)} blocks"
+        )
+    k = max(1, blocks.pop() // 2) if k is None else k
+    ranks = torch.stack(
+        [torch.from_numpy(rankdata(enrichment.scores.numpy())) for enrichment in enrichments]
+    )
+    tops = [set(enrichment.top(k)) for enrichment in enrichments]
+    overlap = torch.tensor([[len(a & b) / k for a in tops] for b in tops])
+    names = tuple(enrichment.null for enrichment in enrichments)
+    return RankStability(names, ranks.corrcoef().float(), overlap, k)
+
+
+def _sorted(blocks: Int[Tensor, " block"]) -> tuple[int, ...]:
+    return tuple(sorted(blocks.tolist()))
+
+
+def _check_alpha(
+    alpha: float, smallest: Float[Tensor, "prompt candidate"], tokens: TokenSelection, null: str
+) -> None:
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
+    selected = smallest[:, tokens.index.unique()]
+    if bool((selected >= alpha).any()):
+        raise ValueError(
+            f"alpha={alpha} cannot be reached with null={null!r}: the prompt with the fewest sets "
+            f"of keys gives p >= {float(selected.max()):.4g}. Choose alpha above that"
+            + ("." if null == "windows" else ", or more draws.")
+        )

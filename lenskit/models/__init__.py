@@ -1,0 +1,71 @@
+"""Opening a model and running it: tokens, templates, checks at load, fused attention, batches."""
+
+from __future__ import annotations
+
+from lenskit.models.batches import Arrivals, in_batches
+from lenskit.models.check import PATTERN, RESID, SCORES, ModelReport, check_model, model_report
+from lenskit.models.fused import shares
+from lenskit.models.loading import (
+    EMBEDDED,
+    load_hugging_face,
+    load_model,
+    model_fingerprint,
+    model_location,
+    same_model,
+)
+from lenskit.models.reference import (
+    EVERYTHING,
+    ModelCheckError,
+    attention_patterns,
+    decoder_layers,
+    run_plain,
+)
+from lenskit.models.starts import tokens_run
+from lenskit.models.templates import (
+    PLAIN_TEMPLATE,
+    Conversation,
+    Tokens,
+    chat_ids,
+    conversation_ids,
+    encode_with_offsets,
+    load_tokenizer,
+    pad_left,
+    position_ids,
+    render,
+    special_tokens,
+)
+
+__all__ = [
+    "EMBEDDED",
+    "EVERYTHING",
+    "PATTERN",
+    "PLAIN_TEMPLATE",
+    "RESID",
+    "SCORES",
+    "Arrivals",
+    "Conversation",
+    "ModelCheckError",
+    "ModelReport",
+    "Tokens",
+    "attention_patterns",
+    "chat_ids",
+    "check_model",
+    "conversation_ids",
+    "decoder_layers",
+    "encode_with_offsets",
+    "in_batches",
+    "load_hugging_face",
+    "load_model",
+    "load_tokenizer",
+    "model_fingerprint",
+    "model_location",
+    "model_report",
+    "pad_left",
+    "position_ids",
+    "render",
+    "run_plain",
+    "same_model",
+    "shares",
+    "special_tokens",
+    "tokens_run",
+]

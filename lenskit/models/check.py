@@ -1,0 +1,248 @@
+"""What a loaded model can do: which hooks are true, and which edits reach the logits."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from lenskit.models.reference import ModelCheckError, Reference, probe_tokens
+from lenskit.models.templates import Tokens
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel
+
+PATTERN = "attn.hook_pattern"
+SCORES = "attn.hook_attn_scores"
+RESID = "hook_resid_post"
+_KINDS = (
+    "hook_resid_pre",
+    "hook_resid_mid",
+    RESID,
+    "hook_attn_out",
+    "hook_mlp_out",
+    *(f"attn.hook_{part}" for part in ("q", "k", "v", "z", "rot_q", "rot_k")),
+    SCORES,
+    PATTERN,
+)
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What ``check_model`` found. Hook names are those after ``blocks.{l}.``.
+
+    ``fires``: hooks that fire in every block. ``edits``: of ``hook_resid_post``,
+    ``attn.hook_attn_scores`` and ``attn.hook_pattern``, those whose edits reach the logits.
+    ``pattern_error`` and ``resid_error``: greatest difference from Hugging Face's own, absolute
+    and relative to the largest entry of the block; ``None`` when there was no reference.
+    """
+
+    blocks: int
+    heads: int
+    d_model: int
+    fires: tuple[str, ...]
+    edits: tuple[str, ...]
+    pattern_error: float | None = None
+    resid_error: float | None = None
+
+    def require_edit(self, hook: str) -> None:
+        """Raise ``ModelCheckError`` unless edits at this hook take effect."""
+        if hook not in self.edits:
+            raise ModelCheckError(
+                f"editing {hook} does not change this model's logits; edits that do: "
+                f"{', '.join(self.edits) or 'none'}"
+            )
+
+
+_reports: WeakKeyDictionary[Any, ModelReport] = WeakKeyDictionary()
+
+
+def model_report(model: TransformerBridge) -> ModelReport:
+    """The report made when the model was loaded; without one, hooks are probed now."""
+    report = _reports.get(model)
+    return check_model(model) if report is None else report
+
+
+def check_model(
+    model: TransformerBridge, reference: PreTrainedModel | Reference | None = None
+) -> ModelReport:
+    """Verify on two left-padded prompts that the model's hooks mean what they say.
+
+    Patterns of real query rows must sum to one (to less where sinks are learned), and editing
+    ``hook_resid_post`` must change the logits. With a ``reference`` (the same weights in a
+    Hugging Face model that no bridge has wrapped, eager, same dtype) patterns and
+    ``hook_resid_post`` must equal its own. Its last hidden state is taken after the final norm,
+    so there the model's final norm is applied to our last ``hook_resid_post`` before comparing.
+
+    Raises ``ModelCheckError`` that lists all that fails.
+    """
+    if reference is not None and not isinstance(reference, Reference):
+        reference = Reference.read(reference, model.tokenizer)
+    tokens = probe_tokens(model.tokenizer).to(model.cfg.device)
+    blocks = range(model.cfg.n_layers)
+    name = f"{model.cfg.model_name} ({model.cfg.architecture}, {model.cfg.dtype})"
+    try:
+        clean, seen, final = _read(model, tokens)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ModelCheckError(
+            f"{name} does not run with hooks: {error}. Another dtype may (dtype='float32')"
+        ) from error
+    fires = tuple(kind for kind in _KINDS if all((layer, kind) in seen for layer in blocks))
+
+    failures = [
+        f"{kind} does not fire in block(s) "
+        f"{', '.join(str(layer) for layer in blocks if (layer, kind) not in seen)}"
+        + (", which may have no softmax attention" if kind == PATTERN else "")
+        for kind in (PATTERN, RESID)
+        if kind not in fires
+    ]
+    if not bool(torch.isfinite(clean).all()):
+        failures.append("the logits are not finite")
+    errors: tuple[float | None, float | None] = (None, None)
+    if not failures:
+        failures += _sums(seen, tokens, model)
+        if reference is not None:
+            different, errors = _differences(seen, final, reference, tokens, _tolerance(model))
+            failures += different
+    edits = tuple(
+        kind
+        for kind, edit in _edits(tokens).items()
+        if kind in fires and _takes_effect(model, tokens, kind, edit, clean)
+    )
+    if RESID in fires and RESID not in edits:
+        failures.append(f"editing {RESID} does not change the logits")
+    if failures:
+        raise ModelCheckError(f"{name} cannot be used: " + "; ".join(failures))
+    report = ModelReport(
+        model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_model, fires, edits, *errors
+    )
+    _reports[model] = report
+    return report
+
+
+def _tolerance(model: TransformerBridge) -> float:
+    return 1e-4 if model.cfg.dtype == torch.float32 else 3e-2
+
+
+def _logits(model: TransformerBridge, tokens: Tokens) -> Tensor:
+    with torch.no_grad(), warnings.catch_warnings():
+        # Architectures that discard an edit say so in a warning; the report says it instead.
+        warnings.simplefilter("ignore")
+        logits = model(tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
+    return logits[:, -1].float()
+
+
+def _read(
+    model: TransformerBridge, tokens: Tokens
+) -> tuple[Tensor, dict[tuple[int, str], Tensor | None], Tensor | None]:
+    """Last logits, what each block's hooks returned, and the output of the final norm."""
+    seen: dict[tuple[int, str], Tensor | None] = {}
+    final: list[Tensor] = []
+
+    def reader(layer: int, kind: str) -> Callable[..., None]:
+        def read(value: Tensor, hook: Any) -> None:
+            keep = kind in (PATTERN, RESID)
+            seen[layer, kind] = value.detach().float().cpu().clone() if keep else None
+
+        return read
+
+    known = model.hook_dict
+    hooks: list[tuple[str, Callable[..., None]]] = [
+        (f"blocks.{layer}.{kind}", reader(layer, kind))
+        for layer in range(model.cfg.n_layers)
+        for kind in _KINDS
+        if f"blocks.{layer}.{kind}" in known
+    ]
+    with model.hooks(fwd_hooks=hooks):
+        clean = _logits(model, tokens)
+    last = seen.get((model.cfg.n_layers - 1, RESID))
+    if last is not None and hasattr(model, "ln_final"):
+        weight = next(model.ln_final.parameters(), None)
+        device = tokens.input_ids.device if weight is None else weight.device
+        with torch.no_grad():
+            final.append(model.ln_final(last.to(device, model.cfg.dtype)).float().cpu())
+    return clean, seen, final[0] if final else None
+
+
+def _sums(seen: dict, tokens: Tokens, model: TransformerBridge) -> list[str]:
+    real = tokens.attention_mask.bool().cpu()
+    # A learned sink takes part of the attention, which is then on no key.
+    sinks = any(name.endswith("sinks") for name, _ in model.original_model.named_parameters())
+    least = 0.0 if sinks else 0.98
+    wrong = []
+    for layer in range(model.cfg.n_layers):
+        sums = seen[layer, PATTERN].sum(dim=-1).movedim(1, -1)[real]
+        if not bool(((sums > least) & (sums < 1.02)).all()):
+            wrong.append(f"{PATTERN} of block {layer} does not sum to one over the keys")
+    return wrong
+
+
+def _differences(
+    seen: dict,
+    final: Tensor | None,
+    reference: Reference,
+    tokens: Tokens,
+    tolerance: float,
+) -> tuple[list[str], tuple[float, float]]:
+    real = tokens.attention_mask.bool().cpu()
+    blocks = len(reference.patterns)
+    failures, patterns, resids = [], [0.0], [0.0]
+    for layer in range(blocks):
+        ours, theirs = seen.get((layer, PATTERN)), reference.patterns[layer]
+        if ours is None or ours.shape != theirs.shape:
+            failures.append(f"{PATTERN} of block {layer} has not the shape {tuple(theirs.shape)}")
+            continue
+        difference = (ours - theirs).movedim(1, -1)[real].abs().max().item()
+        patterns.append(difference)
+        if not difference <= tolerance:
+            failures.append(f"{PATTERN} of block {layer} is off by {difference:.2g}")
+
+        state = seen[layer, RESID] if layer < blocks - 1 else final
+        if state is None:
+            continue
+        theirs = reference.hidden_states[layer + 1][real]
+        difference = ((state[real] - theirs).abs().max() / theirs.abs().max()).item()
+        resids.append(difference)
+        if not difference <= tolerance:
+            failures.append(f"{RESID} of block {layer} is off by {difference:.2g} (relative)")
+    return failures, (max(patterns), max(resids))
+
+
+def _edits(tokens: Tokens) -> dict[str, Callable[..., Tensor]]:
+    """Edits that no model may ignore, whatever its norms and its softmax cancel."""
+    first = tokens.attention_mask.argmax(dim=1)
+
+    def one_key(scores: Tensor, hook: Any) -> Tensor:
+        bias = torch.zeros(len(first), 1, 1, scores.shape[-1], device=scores.device)
+        bias[torch.arange(len(first)), 0, 0, first.to(scores.device)] = 30.0
+        return scores + bias.to(scores.dtype)
+
+    def no_attention(pattern: Tensor, hook: Any) -> Tensor:
+        return torch.zeros_like(pattern)
+
+    def other_coordinates(resid: Tensor, hook: Any) -> Tensor:
+        return resid.roll(1, dims=-1)
+
+    return {RESID: other_coordinates, SCORES: one_key, PATTERN: no_attention}
+
+
+def _takes_effect(
+    model: TransformerBridge,
+    tokens: Tokens,
+    kind: str,
+    edit: Callable[..., Tensor],
+    clean: Tensor,
+) -> bool:
+    """Whether the edit changes the last logits, in the first block alone and in the last alone."""
+    for layer in {0, model.cfg.n_layers - 1}:
+        with model.hooks(fwd_hooks=[(f"blocks.{layer}.{kind}", edit)]):
+            edited = _logits(model, tokens)
+        if not bool((edited - clean).abs().max() > 1e-6 * clean.abs().max()):
+            return False
+    return True

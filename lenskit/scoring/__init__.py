@@ -1,0 +1,29 @@
+"""Judges of answers, and what they make of a steered model."""
+
+from __future__ import annotations
+
+from lenskit.scoring.judges import cohen_kappa, endpoint_judge, likelihood_judge
+from lenskit.scoring.steerability import (
+    Judge,
+    Steerability,
+    Verdict,
+    fluency,
+    grammar_judge,
+    phrase_judge,
+    repetition,
+    steerability,
+)
+
+__all__ = [
+    "cohen_kappa",
+    "endpoint_judge",
+    "likelihood_judge",
+    "Judge",
+    "Steerability",
+    "Verdict",
+    "fluency",
+    "grammar_judge",
+    "phrase_judge",
+    "repetition",
+    "steerability",
+]

@@ -1,0 +1,36 @@
+"""The whole method on many concepts: studies, workers, tables, plans and the demonstration."""
+
+from __future__ import annotations
+
+from lenskit.study.study import (
+    COEFFICIENTS,
+    LABELS,
+    LEARNERS,
+    Study,
+    Variant,
+    distinct,
+    finished,
+    read_study,
+    run_study,
+    study_concept,
+    variants,
+)
+from lenskit.study.tables import score_table, write_tables
+from lenskit.study.workers import run_on_workers
+
+__all__ = [
+    "COEFFICIENTS",
+    "LABELS",
+    "LEARNERS",
+    "Study",
+    "Variant",
+    "distinct",
+    "finished",
+    "read_study",
+    "run_study",
+    "study_concept",
+    "variants",
+    "score_table",
+    "write_tables",
+    "run_on_workers",
+]

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from lenskit.concepts import concepts
+from lenskit.models import load_model
+from lenskit.study import run_on_workers, run_study, variants
+
+ray = pytest.importorskip("ray")
+
+CHOSEN = (concepts["fears"]["spiders"], concepts["moods"]["cheerful"])
+WAYS = variants(learners=("mean difference",), labels=("hard",), controls=("unsteered",))
+OPTIONS = {"coefficients": (0.05,), "prompts": 24, "max_new_tokens": 8}
+load = partial(load_model, check=False)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+def test_workers_finish_what_one_process_began_with_the_same_result(cluster, tmp_path):
+    alone = run_study(load(), CHOSEN, WAYS, progress=False, **OPTIONS).answers
+    run_study(load(), CHOSEN[:1], WAYS, out=tmp_path, progress=False, **OPTIONS)
+    shared = run_on_workers(load, CHOSEN, WAYS, out=tmp_path, progress=False, **OPTIONS).answers
+    assert shared.equals(alone)
+    again = run_on_workers(load, CHOSEN, WAYS, out=tmp_path, progress=False, **OPTIONS).answers
+    assert again.equals(alone)
+    with pytest.raises(ValueError, match="other settings"):
+        run_on_workers(load, CHOSEN, WAYS[:1], out=tmp_path, progress=False, **OPTIONS)
+
+
+@pytest.mark.parametrize(("workers", "gpus"), [(3, None), (0, None), (1, 1.0)])
+def test_more_workers_than_fit_are_refused(cluster, workers, gpus, tmp_path):
+    if gpus and ray.cluster_resources().get("GPU"):
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="does not fit"):
+        run_on_workers(load, CHOSEN, WAYS, out=tmp_path, workers=workers, gpus=gpus)
+
+
+def test_concepts_that_one_process_refuses_are_refused_before_any_worker_starts(tmp_path):
+    for given in ((), CHOSEN[:1] * 2):
+        with pytest.raises(ValueError, match="at least one, and differ"):
+            run_on_workers(load, given, WAYS, out=tmp_path)
