@@ -126,11 +126,12 @@ def competitors(grammar: Grammar, random: Random, topic: str | None = None) -> l
 def speakers(grammar: Grammar, random: Random, number: int) -> tuple[Request, list[Entry]]:
     """A statement and ``number`` concepts of different classes that are active on it."""
     while True:
-        asked = statement(grammar, random)
-        rates = {name: rules.activity[asked.topic] for name, rules in grammar.classes.items()}
+        topic = random.choice(grammar.topics)
+        rates = {name: rules.activity[topic] for name, rules in grammar.classes.items()}
         active = [name for name, rate in rates.items() if random.random() < rate]
         if len(active) >= number:
-            return asked, of_classes(grammar, random, random.sample(active, number))
+            chosen = of_classes(grammar, random, random.sample(active, number))
+            return statement(grammar, random, [topic]), chosen
 
 
 def _number_of_voices(random: Random) -> int:
@@ -145,7 +146,7 @@ def asked_for(
     Without entries there are neutral prefixes. The first prefixes may stand in the system message
     or in an earlier turn; reading order is the order of speaking all the same.
     """
-    said = [(entry, grammar.prefix(entry)) for entry in entries]
+    said: list[tuple[Entry | None, str]] = [(entry, grammar.prefix(entry)) for entry in entries]
     neutral = int(random.random() < NEUTRAL_SHARE) if entries else random.choice((1, 1, 2))
     for text in random.sample(grammar.neutral_prefixes, neutral):
         said.insert(random.randint(0, len(said)), (None, text))
