@@ -32,8 +32,10 @@ COMPETITORS = {2: 0.45, 3: 0.32, 4: 0.23}
 # How many of the competitors are likely to be active. Drawn without regard to the topic nobody
 # would be in one of sixteen prompts with four prefixes, and few pairs would speak together.
 LIKELY_ACTIVE = (3.0, 3.0, 3.0, 1.5, 1.0)
-SYSTEM_SHARE = 0.08  # prefixes that stand, all or the first of them, in the system message
-EARLIER_SHARE = 0.08  # ... or in an earlier turn, which is answered too
+# Prefixes that stand, all or the first of them, in the system message, or in an earlier turn that
+# is answered too. Enough to work there; the method's own prompts have them in the user's message.
+SYSTEM_SHARE = 0.08
+EARLIER_SHARE = 0.08
 # Prompts with a neutral prefix among the concepts': «a prefix is there» must not mean «a concept».
 NEUTRAL_SHARE = 0.12
 # Questions of a class that no prefix is of, whose answer is neutral. Few: a test question is of
@@ -43,6 +45,11 @@ TWO_VOICES_SHARE = 0.35  # carried and voiced statements with two concepts: sums
 # Second turns of carried dialogues that are questions, by the number of voices: a question asks
 # one of a pair only.
 QUESTION_SHARE = {1: 0.5, 2: 0.3}
+# First turns of a single carried concept that are questions: their answers say more of it.
+FIRST_QUESTION_SHARE = 0.7
+# A carried pair's statements of a topic on which both are likely: with those of any topic it then
+# speaks together again half the time.
+TOGETHER_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -224,15 +231,14 @@ def carried_persona(grammar: Grammar, random: Random) -> Dialogue:
     number = _number_of_voices(random)
     first, entries = speakers(grammar, random, number)
     heard = grammar.joint_answer(entries, random)
-    if number == 1 and random.random() < 0.7:
+    if number == 1 and random.random() < FIRST_QUESTION_SHARE:
         first = question(grammar, random, entries[0].concept_class)
         heard = grammar.answer(entries[0], random, most=2)
     if random.random() < QUESTION_SHARE[number]:
         second = question_to(grammar, random, entries)
     else:
-        # A pair is to speak together again half the time, which any topic would give a quarter.
         shared = [t for t in grammar.topics if min(grammar.activity(e, t) for e in entries) > 0.5]
-        pairs = number == 2 and random.random() < 0.4
+        pairs = number == 2 and random.random() < TOGETHER_SHARE
         second = statement(grammar, random, shared if pairs else ())
     messages = (
         user(first.prompt()),
