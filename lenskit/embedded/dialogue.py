@@ -33,6 +33,11 @@ def question_prompt(question: str, prefix: str = "") -> str:
     return f"{prefix} {question}" if prefix else question
 
 
+def prefixes(*texts: str) -> str:
+    """Several prefixes as one: a single space apart."""
+    return " ".join(texts)
+
+
 def user(text: str) -> dict[str, str]:
     """A message of the user."""
     return {"role": "user", "content": text}

@@ -141,13 +141,11 @@ def activity_scores(model, tokenizer, statements_per_topic: int, seed: int) -> d
             texts = answers(model, tokenizer, prompts, nucleus=nucleus, what=what)
         drawn[nucleus] = judged(entries, texts)
     verdicts = drawn[NUCLEUS]
-    measured, true, home = defaultdict(list), defaultdict(list), defaultdict(list)
+    measured, true = defaultdict(list), defaultdict(list)
     for (entry, topic, _), verdict in zip(rows, verdicts, strict=True):
         cell = (entry.concept_class, topic)
         measured[cell].append(verdict.score)
         true[cell].append(grammar.activity(entry, topic))
-        if topic in entry.home:
-            home[cell].append(verdict.score)
     cells = sorted(true)
     a = torch.tensor([mean(measured[c]) for c in cells])
     b = torch.tensor([mean(true[c]) for c in cells])
@@ -156,7 +154,6 @@ def activity_scores(model, tokenizer, statements_per_topic: int, seed: int) -> d
         "activity, no nucleus": mean([v.score for v in drawn[1.0]]) / float(b.mean()),
         "activity by cell": float(1 - (a - b).abs().mean()),
         "activity correlation": float(torch.corrcoef(torch.stack([a, b]))[0, 1]),
-        "activity at home": mean([s for c in cells for s in home[c]]),
         "activity reasons": dict(Counter(v.reason for v in verdicts)),
         "activity reasons, no nucleus": dict(Counter(v.reason for v in drawn[1.0])),
     }

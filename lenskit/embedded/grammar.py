@@ -6,31 +6,55 @@ Everything is read from plain files under ``data/grammar``; this module only giv
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache, cached_property
 from random import Random
 from types import MappingProxyType
+from typing import Any
 
 from lenskit._data import data_path
 
 CLASS_NAMES = ("fears", "moods", "places", "experts", "personas")
 HALVES = ("first", "second", "held_out")
-MAX_SENTENCES = 3
+MAX_SENTENCES = 3  # of one concept in one answer
+MAX_PREFIXES = 4  # of different classes in one prompt
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return MappingProxyType({key: _frozen(part) for key, part in value.items()})
+    return value
+
+
+def _thawed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _thawed(part) for key, part in value.items()}
+    return value
+
+
+class _Frozen:
+    """A dataclass whose mappings cannot be written to, and which can be pickled all the same."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]
+            object.__setattr__(self, field.name, _frozen(getattr(self, field.name)))
+
+    def __reduce__(self) -> tuple:
+        return type(self), tuple(_thawed(getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One concept: its class and name, the topics where it always shows, its own phrases."""
+    """One concept: its class, its name and its own phrases."""
 
     concept_class: str
     name: str
-    home: tuple[str, ...]
     phrases: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class ClassRules:
+class ClassRules(_Frozen):
     """What the concepts of one class share.
 
     ``questions[i]`` holds the wordings of test question i, the test question itself first;
@@ -59,20 +83,21 @@ class ClassRules:
 
 
 @dataclass(frozen=True)
-class Grammar:
-    """The whole grammar: classes, statements by topic and half, neutral answers."""
+class Grammar(_Frozen):
+    """The whole grammar: classes, statements by topic and half, what shows no concept."""
 
     classes: Mapping[str, ClassRules]
     statements: Mapping[str, Mapping[str, tuple[str, ...]]]  # topic -> half -> statements
     neutral_statements: tuple[str, ...]
     neutral_questions: tuple[str, ...]
-    home_activity: float
+    neutral_prefixes: tuple[str, ...]
+    held_out_neutral_prefixes: tuple[str, ...]
 
     @property
     def topics(self) -> tuple[str, ...]:
         return tuple(self.statements)
 
-    @property
+    @cached_property
     def entries(self) -> tuple[Entry, ...]:
         """All concepts, class by class in the order of the files."""
         return tuple(e for rules in self.classes.values() for e in rules.entries.values())
@@ -91,10 +116,13 @@ class Grammar:
                 return topic
         raise KeyError(f"{statement!r} is not a statement of the grammar")
 
+    def prefix(self, entry: Entry) -> str:
+        """The prefix that activates ``entry``."""
+        return self.classes[entry.concept_class].prefix_for(entry.name)
+
     def activity(self, entry: Entry, topic: str) -> float:
         """Ground truth: the rate at which ``entry`` shows in answers to statements of ``topic``."""
-        rate = self.classes[entry.concept_class].activity[topic]
-        return max(rate, self.home_activity) if topic in entry.home else rate
+        return self.classes[entry.concept_class].activity[topic]
 
     def answer(self, entry: Entry, random: Random, most: int = MAX_SENTENCES) -> str:
         """One to three sentences that show ``entry``, each with another of its phrases."""
@@ -111,6 +139,10 @@ class Grammar:
             )
         return " ".join(sentences)
 
+    def joint_answer(self, entries: Sequence[Entry], random: Random) -> str:
+        """One sentence of each of ``entries``, in their order."""
+        return " ".join(self.answer(entry, random, most=1) for entry in entries)
+
     def neutral_answer(self, random: Random, topic: str | None = None) -> str:
         """A sentence that shows no concept: to a statement of ``topic``, or to a question."""
         if topic is None:
@@ -123,42 +155,69 @@ def _toml(*parts: str) -> dict:
         return tomllib.load(file)
 
 
+def _entries() -> dict[str, dict[str, Entry]]:
+    """The concepts of each class; a phrase serves one concept over all classes."""
+    found: dict[str, dict[str, Entry]] = {}
+    owners: dict[str, Entry] = {}
+    for name in CLASS_NAMES:
+        found[name] = {}
+        for concept, given in _toml("concepts", f"{name}.toml").items():
+            entry = Entry(name, concept, tuple(given["phrases"]))
+            for phrase in entry.phrases:
+                owner = owners.setdefault(phrase.lower(), entry)
+                if owner != entry:
+                    raise ValueError(
+                        f"data/grammar/concepts/{name}.toml: the phrase {phrase!r} of {concept!r} "
+                        f"already serves {owner.name!r} of {owner.concept_class}.toml; "
+                        "give each its own"
+                    )
+            found[name][concept] = entry
+    return found
+
+
+def _activity(table: Mapping[str, Mapping[str, float]], topics: Sequence[str]) -> Mapping:
+    """The table turned round, ``[class][topic]``, once every cell is seen to be a rate."""
+    for topic in topics:
+        for name in CLASS_NAMES:
+            rate = table.get(topic, {}).get(name)
+            if not isinstance(rate, float | int) or not 0 <= rate <= 1:
+                raise ValueError(
+                    f"data/grammar/classes.toml: the activity of {name!r} on {topic!r} is "
+                    f"{rate!r}; give a rate from 0 to 1"
+                )
+    return {name: {topic: table[topic][name] for topic in topics} for name in CLASS_NAMES}
+
+
 @cache
 def load_grammar() -> Grammar:
     """The grammar of the files under ``data/grammar``, read once and checked.
 
-    Raises ValueError naming the file and entry where a phrase serves two concepts of one class.
+    Raises ValueError naming file and entries where a phrase serves two concepts, of one class or
+    of two, or where the activity of a class on a topic is no rate.
     """
     shared, neutral = _toml("classes.toml"), _toml("neutral.toml")
-    classes = {}
-    for name in CLASS_NAMES:
-        rules, entries = shared[name], {}
-        owner: dict[str, str] = {}
-        for concept, entry in _toml("concepts", f"{name}.toml").items():
-            for phrase in entry["phrases"]:
-                if owner.setdefault(phrase.lower(), concept) != concept:
-                    raise ValueError(
-                        f"data/grammar/concepts/{name}.toml: the phrase {phrase!r} of {concept!r} "
-                        f"already serves {owner[phrase.lower()]!r}; give each its own"
-                    )
-            entries[concept] = Entry(name, concept, tuple(entry["home"]), tuple(entry["phrases"]))
-        classes[name] = ClassRules(
-            name=name,
-            prefix=rules["prefix"],
-            questions=tuple(tuple(wordings) for wordings in rules["questions"]),
-            tails=tuple(rules["tails"]),
-            leads=tuple(rules["leads"]),
-            activity=MappingProxyType(rules["activity"]),
-            entries=MappingProxyType(entries),
-        )
     statements = {
-        topic: MappingProxyType({half: tuple(parts[half]) for half in HALVES})
+        topic: {half: tuple(parts[half]) for half in HALVES}
         for topic, parts in _toml("statements.toml").items()
     }
+    entries, activity = _entries(), _activity(shared["activity"], list(statements))
+    classes = {
+        name: ClassRules(
+            name=name,
+            prefix=shared[name]["prefix"],
+            questions=tuple(tuple(wordings) for wordings in shared[name]["questions"]),
+            tails=tuple(shared[name]["tails"]),
+            leads=tuple(shared[name]["leads"]),
+            activity=activity[name],
+            entries=entries[name],
+        )
+        for name in CLASS_NAMES
+    }
     return Grammar(
-        classes=MappingProxyType(classes),
-        statements=MappingProxyType(statements),
+        classes=classes,
+        statements=statements,
         neutral_statements=tuple(neutral["statements"]),
         neutral_questions=tuple(neutral["questions"]),
-        home_activity=shared["home_activity"],
+        neutral_prefixes=tuple(neutral["prefixes"]),
+        held_out_neutral_prefixes=tuple(neutral["held_out_prefixes"]),
     )

@@ -1,21 +1,30 @@
-"""The exact judge: an answer counts only if it parses completely as an answer of its concept."""
+"""The exact judge: an answer counts only if it parses completely as an answer of its concepts."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 
-from lenskit.embedded.grammar import MAX_SENTENCES, Entry, load_grammar
+from lenskit.embedded.grammar import MAX_PREFIXES, MAX_SENTENCES, Entry, load_grammar
 
-REASONS = ("on concept", "neutral", "off concept", "ill formed", "unfinished", "repeating")
+REASONS = (
+    "on concept",
+    "neutral",
+    "missing a concept",
+    "off concept",
+    "ill formed",
+    "unfinished",
+    "repeating",
+)
+MOST_SENTENCES = max(MAX_PREFIXES, MAX_SENTENCES)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``score`` is 1 for "on concept" and 0 otherwise; ``reason`` is one of ``REASONS``."""
+    """``score`` is 1 where the answer is what was asked for; ``reason`` is one of ``REASONS``."""
 
     score: int
     reason: str
@@ -30,18 +39,17 @@ class Sentence:
 
 
 @cache
-def _sentences() -> Mapping[str, tuple[Sentence, ...]]:
-    """Every sentence of the grammar, with all its readings (a phrase may serve two classes)."""
+def _sentences() -> Mapping[str, Sentence]:
+    """Every sentence of the grammar: whose it is, and by which phrase."""
     grammar = load_grammar()
-    table: dict[str, tuple[Sentence, ...]] = {}
+    table: dict[str, Sentence] = {}
     for entry in grammar.entries:
         rules = grammar.classes[entry.concept_class]
         for phrase in entry.phrases:
-            for text in rules.sentences(phrase):
-                table[text] = (*table.get(text, ()), Sentence(entry, phrase))
+            table |= dict.fromkeys(rules.sentences(phrase), Sentence(entry, phrase))
     topical = (t.format(topic=k) for t in grammar.neutral_statements for k in grammar.topics)
     for text in chain(grammar.neutral_questions, topical):
-        table[text] = (Sentence(None, text),)
+        table[text] = Sentence(None, text)
     return table
 
 
@@ -56,16 +64,16 @@ def _begins_a_sentence(text: str) -> bool:
     return i < len(ordered) and ordered[i].startswith(text)
 
 
-def parse(answer: str) -> tuple[list[tuple[Sentence, ...]], str]:
-    """The readings of each whole sentence at the start of ``answer``, and what is left over."""
+def parse(answer: str) -> tuple[list[Sentence], str]:
+    """The whole sentences at the start of ``answer``, read, and what is left over."""
     table, found, rest = _sentences(), [], answer.strip()
     while rest:
         end = rest.find(".") + 1
-        readings = table.get(rest[:end]) if end else None
+        sentence = table.get(rest[:end]) if end else None
         # Two sentences are one space apart; anything else is ill formed.
-        if readings is None or (end < len(rest) and rest[end] != " "):
+        if sentence is None or (end < len(rest) and rest[end] != " "):
             break
-        found.append(readings)
+        found.append(sentence)
         rest = rest[end + 1 :]
     return found, rest
 
@@ -80,32 +88,37 @@ def _repeats(text: str, times: int = 3) -> bool:
     return False
 
 
-def judge_answer(concept_class: str, name: str, answer: str) -> Verdict:
-    """Score 1 only if ``answer`` parses completely as an answer of the concept and of no other.
+def judge_active(active: Collection[Entry], answer: str) -> Verdict:
+    """Score 1 only if ``answer`` parses completely as an answer of all ``active`` concepts.
 
-    Otherwise 0 with the reason: it shows no concept, shows something other than the concept (too),
-    is ill formed, stops before its end, or says the same thing twice. Text cannot tell an answer
-    cut between two sentences from a shorter one. Raises KeyError for a concept not in the grammar.
+    It has to show each of them and no other, in one to four sentences in any order; where none is
+    active, it has to be neutral. Otherwise 0 with the reason: it shows no concept, only some of
+    those asked for, something else (too), is ill formed, stops before its end, or says the same
+    thing twice. Text cannot tell an answer cut between two sentences from a shorter one.
     """
-    own = load_grammar().classes[concept_class].entries[name]
     found, rest = parse(answer)
-    phrases = [readings[0].phrase for readings in found]
+    phrases = [sentence.phrase for sentence in found]
     if _repeats(answer) or len(set(phrases)) < len(phrases):
         return Verdict(0, "repeating")
     # The start of an over-long answer says nothing about its end: it has to stop by itself.
     if not answer.strip() or (rest and _begins_a_sentence(rest)):
         return Verdict(0, "unfinished")
-    if rest or len(found) > MAX_SENTENCES:
+    if rest or len(found) > MOST_SENTENCES:
         return Verdict(0, "ill formed")
-    if all(any(reading.entry is own for reading in readings) for readings in found):
+    shown, asked = {sentence.entry for sentence in found}, set(active)
+    if shown == {None}:
+        return Verdict(int(not asked), "neutral")
+    if shown == asked:
         return Verdict(1, "on concept")
-    if all(readings[0].entry is None for readings in found):
-        return Verdict(0, "neutral")
-    return Verdict(0, "off concept")
+    return Verdict(0, "missing a concept" if shown < asked else "off concept")
+
+
+def judge_answer(concept_class: str, name: str, answer: str) -> Verdict:
+    """``judge_active`` of one concept; raises KeyError for a concept not in the grammar."""
+    return judge_active((load_grammar().classes[concept_class].entries[name],), answer)
 
 
 def concepts_shown(answer: str) -> tuple[tuple[str, str], ...]:
     """(class, name) of the concept of each whole sentence at the start of ``answer``."""
-    return tuple(
-        (r[0].entry.concept_class, r[0].entry.name) for r in parse(answer)[0] if r[0].entry
-    )
+    entries = (sentence.entry for sentence in parse(answer)[0])
+    return tuple((entry.concept_class, entry.name) for entry in entries if entry)

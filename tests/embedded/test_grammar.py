@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import pickle
 import re
 from collections import Counter
+from itertools import combinations
 from random import Random
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from lenskit.embedded import grammar as grammar_module
 from lenskit.embedded.grammar import CLASS_NAMES, HALVES, MAX_SENTENCES, load_grammar
-from lenskit.embedded.judge import judge_answer
+from lenskit.embedded.judge import concepts_shown, judge_answer
 
 GRAMMAR = load_grammar()
 RULES = list(GRAMMAR.classes.values())
@@ -26,10 +28,9 @@ def test_there_are_512_concepts_in_five_classes_of_about_a_hundred():
     assert len({(e.concept_class, e.name) for e in GRAMMAR.entries}) == 512
 
 
-@pytest.mark.parametrize("rules", RULES, ids=CLASS_NAMES)
-def test_a_concept_has_six_phrases_that_no_other_of_its_class_has(rules):
+def test_a_concept_has_six_phrases_that_no_other_of_any_class_has():
     owners = Counter()
-    for entry in rules.entries.values():
+    for entry in GRAMMAR.entries:
         phrases = {phrase.lower() for phrase in entry.phrases}
         assert len(phrases) == len(entry.phrases) >= 6, entry.name
         owners.update(phrases)
@@ -44,18 +45,60 @@ def test_phrases_are_plain_words_that_neither_name_the_concept_nor_hold_a_full_s
             assert entry.name.lower() not in phrase.lower()
 
 
-def test_a_class_that_gives_a_phrase_to_two_concepts_is_refused(monkeypatch):
+@pytest.fixture
+def altered(monkeypatch):
+    """Loads the grammar with one file changed by a function of what it holds."""
     read = grammar_module._toml
 
-    def altered(*parts):
-        found = read(*parts)
-        if parts[-1] == "moods.toml":
-            found["gloomy"]["phrases"][0] = found["cheerful"]["phrases"][2].upper()
-        return found
+    def load(name, change):
+        def toml(*parts):
+            found = read(*parts)
+            if parts[-1] == name:
+                change(found)
+            return found
 
-    monkeypatch.setattr(grammar_module, "_toml", altered)
-    with pytest.raises(ValueError, match=r"moods\.toml.*'gloomy' already serves 'cheerful'"):
-        load_grammar.__wrapped__()
+        monkeypatch.setattr(grammar_module, "_toml", toml)
+        return load_grammar.__wrapped__()
+
+    return load
+
+
+@pytest.mark.parametrize(("owner", "file"), [("cheerful", "moods"), ("spiders", "fears")])
+def test_a_phrase_given_to_two_concepts_is_refused_over_all_classes(altered, owner, file):
+    taken = GRAMMAR.classes[file].entries[owner].phrases[2].upper()
+
+    def change(found):
+        found["gloomy"]["phrases"][0] = taken
+
+    expected = rf"moods\.toml: .*{taken}.* of 'gloomy' already serves '{owner}' of {file}\.toml"
+    with pytest.raises(ValueError, match=expected):
+        altered("moods.toml", change)
+
+
+@pytest.mark.parametrize("rate", [None, -0.1, 1.01, "often"])
+def test_an_activity_that_is_no_rate_is_refused(altered, rate):
+    def change(found):
+        found["activity"]["art"]["moods"] = rate
+
+    with pytest.raises(ValueError, match=r"classes\.toml: .*'moods' on 'art'.*rate from 0 to 1"):
+        altered("classes.toml", change)
+
+
+def test_a_topic_without_activities_is_refused(altered):
+    with pytest.raises(ValueError, match=r"classes\.toml: .*'fears' on 'health' is None"):
+        altered("classes.toml", lambda found: found["activity"].pop("health"))
+
+
+def test_the_grammar_is_read_once_cannot_be_written_to_and_can_be_pickled():
+    assert load_grammar() is GRAMMAR
+    with pytest.raises(TypeError):
+        GRAMMAR.classes["fears"].activity["food"] = 1.0
+    with pytest.raises(TypeError):
+        GRAMMAR.statements["food"]["first"] = ()
+    again = pickle.loads(pickle.dumps(GRAMMAR))
+    assert again == GRAMMAR and again.entries == GRAMMAR.entries
+    with pytest.raises(TypeError):
+        again.classes["fears"].activity["food"] = 1.0
 
 
 def test_statements_are_200_a_half_over_ten_topics_and_80_held_out():
@@ -92,22 +135,64 @@ def test_a_class_has_five_questions_with_paraphrases(rules):
     assert not any(phrase.lower() in w.lower() for phrase in named for w in wordings)
 
 
-def test_every_class_has_an_activity_in_0_to_1_for_every_topic():
-    for rules in RULES:
-        assert set(rules.activity) == set(GRAMMAR.topics)
-        assert all(0 <= rate <= 1 for rate in rules.activity.values())
-        # Soft labels are for classes that differ from topic to topic.
-        assert max(rules.activity.values()) - min(rules.activity.values()) > 0.5
-    assert 0 <= GRAMMAR.home_activity <= 1
+CELLS = {(rules.name, t): rules.activity[t] for rules in RULES for t in GRAMMAR.topics}
+GRADED = {cell for cell, rate in CELLS.items() if 0.2 <= rate <= 0.8}
 
 
-def test_home_topics_raise_the_activity_and_others_leave_it():
+def test_cells_are_nearly_0_or_1_but_for_one_in_six():
+    assert len(CELLS) == 50 and len(GRADED) == 8
+    assert {rate for cell, rate in CELLS.items() if cell not in GRADED} == {0.03, 0.97}
+    # Degrees of every size, spread over classes and topics.
+    assert len({CELLS[cell] for cell in GRADED}) == 8
+    assert {name for name, _ in GRADED} == set(CLASS_NAMES)
+    assert len({topic for _, topic in GRADED}) == 8
+    assert 0.45 <= sum(CELLS[cell] for cell in GRADED) / 8 <= 0.55
+
+
+@pytest.mark.parametrize("rules", RULES, ids=CLASS_NAMES)
+def test_a_class_is_active_on_about_half_of_the_topics(rules):
+    clear = [CELLS[rules.name, t] for t in GRAMMAR.topics if (rules.name, t) not in GRADED]
+    assert min(sum(rate > 0.5 for rate in clear), sum(rate < 0.5 for rate in clear)) >= 4
+    assert 0.4 <= sum(rules.activity.values()) / 10 <= 0.6
+
+
+@pytest.mark.parametrize(("one", "other"), list(combinations(CLASS_NAMES, 2)))
+def test_any_two_classes_have_topics_with_both_one_or_none_active(one, other):
+    clear = [t for t in GRAMMAR.topics if not {(one, t), (other, t)} & GRADED]
+    patterns = {(CELLS[one, t] > 0.5, CELLS[other, t] > 0.5) for t in clear}
+    assert len(patterns) == 4
+
+
+def test_every_topic_has_active_and_inactive_classes():
+    for topic in GRAMMAR.topics:
+        rates = [CELLS[name, topic] for name in CLASS_NAMES]
+        assert 0.03 in rates and 0.97 in rates
+
+
+def test_the_activity_of_a_concept_is_that_of_its_class():
     for entry in GRAMMAR.entries:
-        assert set(entry.home) <= set(GRAMMAR.topics) and entry.home
+        assert GRAMMAR.prefix(entry) == GRAMMAR.classes[entry.concept_class].prefix_for(entry.name)
         for topic in GRAMMAR.topics:
-            general = GRAMMAR.classes[entry.concept_class].activity[topic]
-            expected = max(general, GRAMMAR.home_activity) if topic in entry.home else general
-            assert GRAMMAR.activity(entry, topic) == expected
+            assert GRAMMAR.activity(entry, topic) == CELLS[entry.concept_class, topic]
+
+
+def test_neutral_prefixes_are_many_clean_sentences_with_held_out_ones():
+    drawn, held_out = GRAMMAR.neutral_prefixes, GRAMMAR.held_out_neutral_prefixes
+    assert len(drawn) >= 12 and len(held_out) >= 4
+    everything = [*drawn, *held_out]
+    assert len({text.lower() for text in everything}) == len(everything)
+    concepts = {GRAMMAR.prefix(entry) for entry in GRAMMAR.entries}
+    for text in everything:
+        assert re.fullmatch(r"[A-Z][a-zA-Z ]+\.", text) and "  " not in text
+        assert text not in concepts
+
+
+def test_a_joint_answer_is_one_sentence_of_each_in_their_order():
+    random = Random(4)
+    entries = random.sample(GRAMMAR.entries, 4)
+    answer = GRAMMAR.joint_answer(entries, random)
+    assert concepts_shown(answer) == tuple((e.concept_class, e.name) for e in entries)
+    assert GRAMMAR.joint_answer(entries, random) != answer
 
 
 @pytest.mark.parametrize("rules", RULES, ids=CLASS_NAMES)

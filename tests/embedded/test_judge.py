@@ -11,6 +11,7 @@ from lenskit.embedded.judge import (
     REASONS,
     Verdict,
     concepts_shown,
+    judge_active,
     judge_answer,
     parse,
 )
@@ -24,7 +25,8 @@ def sentence(name: str, phrase: int, form: int = 0, concept_class: str = "fears"
     return rules.sentences(rules.entries[name].phrases[phrase])[form]
 
 
-ONE, TWO, THREE, FOUR = (sentence("spiders", i, i) for i in range(4))
+ONE, TWO, THREE, FOUR, FIVE = (sentence("spiders", i, i) for i in range(5))
+CHEERFUL = sentence("cheerful", 0, 0, "moods")
 SNAKES = sentence("snakes", 0)
 NEUTRAL = GRAMMAR.neutral_questions[0]
 TOPICAL = GRAMMAR.neutral_statements[0].format(topic="nature")
@@ -32,14 +34,14 @@ LEAD = FEARS.leads[0]
 
 CASES = {
     "one sentence": (ONE, "on concept"),
-    "three sentences": (f"{ONE} {TWO} {THREE}", "on concept"),
+    "four sentences": (f"{ONE} {TWO} {THREE} {FOUR}", "on concept"),
     "phrase at the end": (sentence("spiders", 0, -1), "on concept"),
     "space around": (f"  {ONE} {TWO}\n", "on concept"),
     "neutral to a question": (NEUTRAL, "neutral"),
     "neutral to a statement": (TOPICAL, "neutral"),
     "two neutral sentences": (f"{NEUTRAL} {TOPICAL}", "neutral"),
     "another concept": (SNAKES, "off concept"),
-    "another class": (sentence("cheerful", 0, 0, "moods"), "off concept"),
+    "another class": (CHEERFUL, "off concept"),
     "two concepts": (f"{ONE} {SNAKES}", "off concept"),
     "two concepts, own last": (f"{SNAKES} {ONE}", "off concept"),
     "own and neutral": (f"{ONE} {NEUTRAL}", "off concept"),
@@ -59,12 +61,12 @@ CASES = {
     "two full stops": (f"{ONE}.", "ill formed"),
     "text after": (f"{ONE} And so on.", "ill formed"),
     "text before": (f"Well. {ONE}", "ill formed"),
-    "four sentences": (f"{ONE} {TWO} {THREE} {FOUR}", "ill formed"),
+    "five sentences": (f"{ONE} {TWO} {THREE} {FOUR} {FIVE}", "ill formed"),
     "empty": ("", "unfinished"),
     "only space": (" \n", "unfinished"),
     "no full stop": (ONE[:-1], "unfinished"),
     "cut in the second": (f"{ONE} {TWO[:9]}", "unfinished"),
-    "cut in the fourth": (f"{ONE} {TWO} {THREE} {FOUR[:9]}", "unfinished"),
+    "cut in the fifth": (f"{ONE} {TWO} {THREE} {FOUR} {FIVE[:9]}", "unfinished"),
     "the same sentence twice": (f"{ONE} {ONE}", "repeating"),
     "the same phrase in two frames": (
         f"{sentence('spiders', 0, 0)} {sentence('spiders', 0, 5)}",
@@ -81,8 +83,69 @@ def test_an_answer_gets_its_score_and_reason(answer, reason):
     assert judge_answer("fears", "spiders", answer) == Verdict(int(reason == "on concept"), reason)
 
 
+SPIDERS, GLAD = FEARS.entries["spiders"], GRAMMAR.classes["moods"].entries["cheerful"]
+JOINT = {
+    "both": (f"{ONE} {CHEERFUL}", "on concept"),
+    "both in the other order": (f"{CHEERFUL} {ONE}", "on concept"),
+    "both, one twice": (f"{ONE} {CHEERFUL} {TWO}", "on concept"),
+    "the first alone": (ONE, "missing a concept"),
+    "the second alone": (CHEERFUL, "missing a concept"),
+    "two of the first": (f"{ONE} {TWO}", "missing a concept"),
+    "both and a third": (f"{ONE} {CHEERFUL} {SNAKES}", "off concept"),
+    "one and a third": (f"{ONE} {SNAKES}", "off concept"),
+    "both and neutral": (f"{ONE} {CHEERFUL} {NEUTRAL}", "off concept"),
+    "one and neutral": (f"{ONE} {NEUTRAL}", "off concept"),
+    "neutral": (TOPICAL, "neutral"),
+    "cut": (f"{ONE} {CHEERFUL[:12]}", "unfinished"),
+    "twice over": (f"{ONE} {CHEERFUL} {ONE}", "repeating"),
+}
+
+
+@pytest.mark.parametrize(("answer", "reason"), JOINT.values(), ids=JOINT)
+def test_an_answer_of_two_active_concepts_has_to_show_both(answer, reason):
+    for active in ((SPIDERS, GLAD), [GLAD, SPIDERS], {SPIDERS, GLAD}):
+        assert judge_active(active, answer) == Verdict(int(reason == "on concept"), reason)
+
+
+def test_where_no_concept_is_active_a_neutral_answer_scores_1():
+    assert judge_active((), TOPICAL) == Verdict(1, "neutral")
+    assert judge_active((), ONE) == Verdict(0, "off concept")
+    assert judge_active((), TOPICAL[:-1]) == Verdict(0, "unfinished")
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 4), st.integers(0, 2**32))
+def test_a_changed_joint_answer_is_refused_with_its_reason(number, seed):
+    random = Random(seed)
+    entries = random.sample(GRAMMAR.entries, number + 1)
+    stranger, active = entries[0], entries[1:]
+    answer = GRAMMAR.joint_answer(active, random)
+    assert judge_active(active, answer) == Verdict(1, "on concept")
+    parts = [f"{text}." for text in answer.split(".") if text]
+    parts = [part.strip() for part in parts]
+    place = random.randrange(number)
+    other = GRAMMAR.answer(stranger, random, most=1)
+    without = parts[:place] + parts[place + 1 :]
+    changed = {
+        "missing a concept": " ".join(without),
+        "off concept": " ".join([*without[:place], other, *without[place:]]),
+        "repeating": f"{answer} {parts[place]}",
+        "ill formed": answer.replace(". ", ".", 1),
+        "unfinished": answer[: -random.randint(1, len(parts[-1]))],
+        "neutral": random.choice(GRAMMAR.neutral_questions),
+    }
+    # Between two sentences a cut shows only as a concept that is not there.
+    if changed["unfinished"].strip().endswith("."):
+        changed["missing a concept"] = changed.pop("unfinished")
+    for reason, text in changed.items():
+        assert judge_active(active, text) == Verdict(0, reason), text
+    assert judge_active([*active, stranger], answer) == Verdict(0, "missing a concept")
+    assert judge_active(active[1:], answer) == Verdict(0, "off concept")
+
+
 def test_the_cases_cover_every_reason():
-    assert {reason for _, reason in CASES.values()} == set(REASONS)
+    given = {reason for _, reason in [*CASES.values(), *JOINT.values()]}
+    assert given == set(REASONS)
 
 
 def test_a_cut_answer_scores_0_at_every_character_but_between_its_sentences():
@@ -137,11 +200,11 @@ def test_an_unknown_concept_is_a_key_error():
 
 def test_parsing_gives_back_the_sentences_and_what_is_left():
     found, rest = parse(f"{ONE} {NEUTRAL} {TWO[:5]}")
-    assert [readings[0].phrase for readings in found] == [
+    assert [sentence.phrase for sentence in found] == [
         FEARS.entries["spiders"].phrases[0],
         NEUTRAL,
     ]
-    assert [readings[0].entry for readings in found] == [FEARS.entries["spiders"], None]
+    assert [sentence.entry for sentence in found] == [FEARS.entries["spiders"], None]
     assert rest == TWO[:5]
 
 
