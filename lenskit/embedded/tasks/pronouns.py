@@ -56,7 +56,7 @@ def pronoun_change(
     (person,) = strangers(random, split)
     templates = [
         states(person, "occupation", random, split),
-        *details(random, split, random.choice((2, 3))),
+        *details(random, split, random.choice((1, 2))),
     ]
     again = [*templates, file["ending"]]
     instruction = mark.format(text=wording(random, file["instructions"], split)) if asked else ""
