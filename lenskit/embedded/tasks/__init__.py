@@ -1,13 +1,16 @@
 """The tasks that attention steering is measured on, as part of the embedded corpus.
 
 ``TASKS`` names them; ``task_shares(total)`` gives them to a mixture. Each is built for a split
-("train" or "held_out") as a ``TaskPrompt`` with the span to emphasise, and judged exactly.
+("train" or "held_out") as a ``TaskPrompt`` with the span to emphasise, and judged exactly. A new
+task is a file of wordings in ``data/grammar/tasks``, a function that writes a ``TaskPrompt``, and
+a line below.
 """
 
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
 
+from lenskit.embedded.dialogue import Task
 from lenskit.embedded.tasks.bias import judge_bias, pronoun_bias
 from lenskit.embedded.tasks.emphasis import judge_family, marked_span, solved_examples
 from lenskit.embedded.tasks.facts import fact_document, fact_question, judge_document, judge_fact
@@ -41,6 +44,6 @@ UNRELATED = tuple(EXERCISES)
 TASKS: Mapping[str, TaskSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
 
 
-def task_shares(total: float) -> dict[TaskSpec, float]:
+def task_shares(total: float = 1.0) -> dict[Task, float]:
     """Every task with its share of a mixture in which all tasks together have ``total``."""
     return {spec: spec.share * total for spec in TASKS.values()}
