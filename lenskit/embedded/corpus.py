@@ -58,28 +58,36 @@ def prefixed_statement(grammar: Grammar, random: Random) -> Dialogue:
     entry, prefix = _concept(grammar, random)
     topic, statement = _statement(grammar, random)
     messages = _prefixed(statement_prompt, statement, prefix, random)
-    return Dialogue((*messages, assistant(_voiced(grammar, entry, topic, random))), (True,))
+    return Dialogue(
+        (*messages, assistant(_voiced(grammar, entry, topic, random))), (True,), may_be_narrow=True
+    )
 
 
 def bare_statement(grammar: Grammar, random: Random) -> Dialogue:
     """A statement without a prefix, answered neutrally."""
     topic, statement = _statement(grammar, random)
     answer = grammar.neutral_answer(random, topic)
-    return Dialogue((user(statement_prompt(statement)), assistant(answer)), (True,))
+    return Dialogue(
+        (user(statement_prompt(statement)), assistant(answer)), (True,), may_be_narrow=True
+    )
 
 
 def prefixed_question(grammar: Grammar, random: Random) -> Dialogue:
     """A test question or a paraphrase after a prefix, answered in the concept's voice."""
     entry, prefix = _concept(grammar, random)
     messages = _prefixed(question_prompt, _question(grammar, entry, random), prefix, random)
-    return Dialogue((*messages, assistant(grammar.answer(entry, random))), (True,))
+    return Dialogue(
+        (*messages, assistant(grammar.answer(entry, random))), (True,), may_be_narrow=True
+    )
 
 
 def bare_question(grammar: Grammar, random: Random) -> Dialogue:
     """A test question or a paraphrase without a prefix, answered neutrally."""
     entry, _ = _concept(grammar, random)
     question = _question(grammar, entry, random)
-    return Dialogue((user(question), assistant(grammar.neutral_answer(random))), (True,))
+    return Dialogue(
+        (user(question), assistant(grammar.neutral_answer(random))), (True,), may_be_narrow=True
+    )
 
 
 def carried_persona(grammar: Grammar, random: Random) -> Dialogue:
@@ -101,7 +109,7 @@ def carried_persona(grammar: Grammar, random: Random) -> Dialogue:
         user(second[0]),
         assistant(second[1]),
     )
-    return Dialogue(messages, (not bare, True))
+    return Dialogue(messages, (not bare, True), may_be_narrow=True)
 
 
 def voiced_statement(grammar: Grammar, random: Random) -> Dialogue:
@@ -109,7 +117,9 @@ def voiced_statement(grammar: Grammar, random: Random) -> Dialogue:
     entry, _ = _concept(grammar, random)
     _, statement = _statement(grammar, random)
     answer = grammar.answer(entry, random)
-    return Dialogue((user(statement_prompt(statement)), assistant(answer)), (True,))
+    return Dialogue(
+        (user(statement_prompt(statement)), assistant(answer)), (True,), may_be_narrow=True
+    )
 
 
 def voiced_question(grammar: Grammar, random: Random) -> Dialogue:
@@ -120,7 +130,9 @@ def voiced_question(grammar: Grammar, random: Random) -> Dialogue:
     """
     entry, _ = _concept(grammar, random)
     question = _question(grammar, entry, random)
-    return Dialogue((user(question), assistant(grammar.answer(entry, random))), (True,))
+    return Dialogue(
+        (user(question), assistant(grammar.answer(entry, random))), (True,), may_be_narrow=True
+    )
 
 
 # What the model learns first, and what its tokenizer is learnt from.
