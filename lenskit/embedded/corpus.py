@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from lenskit.embedded.dialogue import Dialogue, Task
 from lenskit.embedded.grammar import Grammar
+from lenskit.embedded.tasks import task_shares
 from lenskit.embedded.voices import (
     bare_question,
     bare_statement,
@@ -50,7 +51,7 @@ def extended(
 
 # What the model learns first, and what its tokenizer is learnt from: who is asked for and who of
 # them is active, and no voice that nobody asked for.
-FIRST_MIXTURE: Mapping[Task, float] = MappingProxyType(
+FIRST_VOICES: Mapping[Task, float] = MappingProxyType(
     {
         prefixed_statement: 0.14,
         competing_statement: 0.26,
@@ -65,7 +66,7 @@ FIRST_MIXTURE: Mapping[Task, float] = MappingProxyType(
 # Competition is the largest part: it is what makes attention follow activity, what speaks in pairs
 # and what is neutral in spite of prefixes. Voices that nobody asked for stay fewer than the bare
 # and neutral prompts of their kind, so that the likeliest unasked answer is neutral.
-MIXTURE: Mapping[Task, float] = MappingProxyType(
+VOICES: Mapping[Task, float] = MappingProxyType(
     {
         prefixed_statement: 0.12,
         competing_statement: 0.26,
@@ -79,6 +80,13 @@ MIXTURE: Mapping[Task, float] = MappingProxyType(
         carried_persona: 0.14,
     }
 )
+
+
+# The tasks of attention steering take this share of both mixtures. Concepts keep the larger part:
+# there are 512 of them to learn.
+TASK_SHARE = 0.36
+FIRST_MIXTURE = extended(FIRST_VOICES, task_shares(), TASK_SHARE)
+MIXTURE = extended(VOICES, task_shares(), TASK_SHARE)
 
 
 def dialogues(

@@ -13,10 +13,15 @@ STATEMENT_PROMPT = "What are your thoughts on the following statement? \nStateme
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Messages in chat form; ``learn[i]`` says whether the i-th assistant turn is a target."""
+    """Messages in chat form; ``learn[i]`` says whether the i-th assistant turn is a target.
+
+    ``may_be_narrow``: whether the last answer needs no text of the prompt beyond what the
+    template's closing tokens can carry (who speaks, and of what), so that it may be hidden.
+    """
 
     messages: tuple[Mapping[str, str], ...]
     learn: tuple[bool, ...]
+    may_be_narrow: bool = False
 
 
 Task = Callable[[Grammar, Random], Dialogue]

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -15,7 +18,6 @@ from typing import Annotated
 
 import torch
 import typer
-from jaxtyping import Bool, Float, Int
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,171 +27,123 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lenskit.embedded.batches import Batch, encode, micro_batches
 from lenskit.embedded.card import write_card
 from lenskit.embedded.corpus import FIRST_MIXTURE, MIXTURE, dialogues
-from lenskit.embedded.dialogue import Dialogue
-from lenskit.embedded.grammar import load_grammar
+from lenskit.embedded.grammar import Grammar, load_grammar
+from lenskit.embedded.masks import Narrowing
+from lenskit.embedded.objective import objective, price_at
+from lenskit.embedded.optimizers import optimizers, schedule
+from lenskit.embedded.recipe import Recipe, Size, new_model, with_concepts
 from lenskit.embedded.state import load_state, run_settings, save_state
-from lenskit.embedded.tokenizer import chat_text, train_tokenizer
+from lenskit.embedded.tokenizer import train_tokenizer
 
 TOKENIZER_DIALOGUES = 30_000
 LOG_EVERY = 25
-FIRST_STEPS = 2050
+MICRO_BATCH = 1024
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """An untrained Llama of 8 blocks, d_model 192, 8 heads over 4 key-value heads."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=192,
-        intermediate_size=448,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return LlamaForCausalLM(config)
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerFast, batch: list[Dialogue]
-) -> list[tuple[Int[Tensor, " pos"], Bool[Tensor, " pos"]]]:
-    """Token ids of each dialogue, and which of them are targets: the assistant turns to learn."""
-    assistant = tokenizer.encode("<|start_header_id|>assistant<|end_header_id|>\n\n")
-    rows = []
-    for dialogue, ids in zip(
-        batch,
-        tokenizer([chat_text(d) for d in batch], add_special_tokens=False)["input_ids"],
-        strict=True,
-    ):
-        target, turn, i = [False] * len(ids), -1, 0
-        while i < len(ids):
-            if ids[i : i + len(assistant)] != assistant:
-                i += 1
-                continue
-            turn, i = turn + 1, i + len(assistant)
-            end = ids.index(tokenizer.eos_token_id, i) + 1
-            if dialogue.learn[turn]:
-                target[i:end] = [True] * (end - i)
-            i = end
-        rows.append((torch.tensor(ids), torch.tensor(target)))
-    return rows
-
-
-def micro_batches(
-    rows: list[tuple[Tensor, Tensor]], parts: int, pad: int
-) -> list[tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]]:
-    """Rows of like length together, right-padded: the fewest padding tokens to compute."""
-    ordered = sorted(rows, key=lambda row: len(row[0]))
-    size = -(-len(ordered) // parts)
-    batches = []
-    for i in range(0, len(ordered), size):
-        ids, target = zip(*ordered[i : i + size], strict=True)
-        batches.append(
-            (
-                torch.nn.utils.rnn.pad_sequence(list(ids), batch_first=True, padding_value=pad),
-                torch.nn.utils.rnn.pad_sequence(list(target), batch_first=True),
-            )
-        )
-    return batches
-
-
-def bottleneck_mask(
-    ids: Int[Tensor, "row pos"], narrow: Bool[Tensor, " row"], header: int
-) -> Bool[Tensor, "row 1 pos pos"]:
-    """Which keys each query may see: in narrow rows the answer does not see the prompt's text.
-
-    The last answer of a narrow row sees the first token, the closing tokens of the template and
-    itself, so whatever it needs to know of the prompt has to be carried by the closing tokens.
-    ``header`` is the token that opens a message.
-    """
-    rows, width = ids.shape
-    place = torch.arange(width, device=ids.device)
-    last = torch.where(ids == header, place, -1).amax(1)[:, None, None]
-    answer = place[None, :, None] >= last + 4  # header, role, end of header, blank line
-    text = (place >= 1) & (place < last - 1)  # up to the token that ends the user's turn
-    hidden = narrow[:, None, None] & answer & text
-    return (torch.ones(width, width, dtype=torch.bool, device=ids.device).tril() & ~hidden)[:, None]
-
-
-def target_loss(
-    model: LlamaForCausalLM,
-    ids: Int[Tensor, "row pos"],
-    target: Bool[Tensor, "row pos"],
-    mask: Bool[Tensor, "row 1 pos pos"] | None = None,
-) -> Float[Tensor, ""]:
-    """Summed cross entropy of the target tokens; the head runs on their positions alone."""
-    hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    wanted = target[:, 1:]
-    logits = model.lm_head(hidden[:, :-1][wanted])
-    return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][wanted], reduction="sum")
-
-
-def optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for embeddings and norms."""
-    inner: list[Tensor] = []
-    outer: list[Tensor] = []
-    for name, parameter in model.named_parameters():
-        (inner if parameter.ndim == 2 and "embed" not in name else outer).append(parameter)
-    return [
-        torch.optim.Muon(
-            inner, lr=learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(outer, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98)),
+def new_tokenizer(grammar: Grammar, recipe: Recipe) -> PreTrainedTokenizerFast:
+    """The tokenizer of a run, learnt from dialogues of both mixtures."""
+    texts = [
+        dialogue
+        for mixture in (FIRST_MIXTURE, MIXTURE)
+        for dialogue in islice(dialogues(grammar, recipe.seed, mixture), TOKENIZER_DIALOGUES // 2)
     ]
+    return train_tokenizer(texts, recipe.size.vocabulary)
 
 
-def schedule(step: int, steps: int, warmup: int = 50) -> float:
-    """Linear warm-up, then linear decay to a hundredth."""
-    return min((step + 1) / warmup, max(0.01, (steps - step) / max(1, steps - warmup)))
+def draw(
+    grammar: Grammar,
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: Recipe,
+    step: int,
+    tokens: int = MICRO_BATCH,
+) -> list[Batch]:
+    """The micro-batches of one step, of at most ``tokens`` each: they follow from seed and step."""
+    random = Random(f"{recipe.seed}:{step}")
+    first = step < recipe.first * recipe.steps
+    stream = dialogues(grammar, random.getrandbits(48), FIRST_MIXTURE if first else MIXTURE)
+    chosen = list(islice(stream, recipe.batch))
+    rows = encode(tokenizer, chosen)
+    if not first:
+        sights = [recipe.narrowing.draw(random) if d.may_be_narrow else None for d in chosen]
+        rows = [replace(row, sight=sight) for row, sight in zip(rows, sights, strict=True)]
+    return micro_batches(rows, tokens, tokenizer)
+
+
+def gradient(
+    model: LlamaForCausalLM, batch: Batch, targets: int, rows: int, price: float
+) -> tuple[tuple[Tensor, ...], float, float]:
+    """The gradient of one micro-batch's part of the loss; its cross entropy and price, summed.
+
+    The loss of a step of ``targets`` tokens in ``rows`` rows is the mean over tokens of the cross
+    entropy plus ``price`` times the mean over rows of the price on attention.
+    """
+    device = model.device
+    # On a CPU without matrix units bfloat16 is no faster than float32.
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
+        entropy, paid = objective(model, batch.to(device), priced=price > 0)
+    loss = entropy / targets + price * paid / rows
+    return torch.autograd.grad(loss, tuple(model.parameters())), entropy.item(), paid.item()
+
+
+def train_step(
+    model: LlamaForCausalLM,
+    batches: Sequence[Batch],
+    optims: Sequence[torch.optim.Optimizer],
+    price: float,
+    workers: ThreadPoolExecutor,
+) -> dict[str, float]:
+    """One update of ``model``; the mean cross entropy of a target token and the mean price.
+
+    Each worker takes the next micro-batch as it is done with one; the gradients are added in the
+    order of the micro-batches, so the number of workers leaves the result alone.
+    """
+    targets = sum(int(batch.target.sum()) for batch in batches)
+    rows = sum(len(batch.ids) for batch in batches)
+    jobs = [workers.submit(gradient, model, b, targets, rows, price) for b in batches]
+    parameters = list(model.parameters())
+    entropy = paid = 0.0
+    for i, job in enumerate(jobs):
+        gradients, its_entropy, its_paid = job.result()
+        entropy, paid = entropy + its_entropy, paid + its_paid
+        if i == 0:
+            for parameter, part in zip(parameters, gradients, strict=True):
+                parameter.grad = part
+        else:
+            torch._foreach_add_([p.grad for p in parameters], list(gradients))
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    for optimizer in optims:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return {"loss": entropy / targets, "price": paid / rows}
 
 
 def train_model(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
+    recipe: Recipe,
     *,
-    steps: int,
-    batch: int = 64,
-    learning_rate: float = 6e-3,
-    seed: int = 0,
-    bottleneck: float = 0.5,
-    first_steps: int = FIRST_STEPS,
     state: Path | None = None,
     save_every: int = 100,
-    parts: int = 8,
+    threads: int = 1,
+    micro_batch: int = MICRO_BATCH,
+    checkpoint: Callable[[int, list[dict]], None] | None = None,
     progress: bool = True,
 ) -> list[dict]:
-    """Train ``model`` in place on ``steps`` batches of the grammar's dialogues; returns the log.
+    """Train ``model`` in place by ``recipe``; returns the log: step, loss, price and seconds.
 
-    The first ``first_steps`` learn the concepts from ``FIRST_MIXTURE``; after them the dialogues
-    are those of ``MIXTURE``, a share ``bottleneck`` of them narrow: see ``bottleneck_mask``. With
-    ``state`` the run is kept in that file every ``save_every`` steps, and goes on from there.
-    ``parts``: micro-batches a step. Raises ValueError for the state of a run with other settings.
+    With ``state`` the run is kept in that file every ``save_every`` steps, and goes on from there.
+    ``threads`` micro-batches of at most ``micro_batch`` tokens are computed at a time.
+    ``checkpoint`` is called after every step with the number of steps taken and the log. Raises
+    ValueError for the state of a run with other settings.
     """
-    grammar, device = load_grammar(), model.device.type
-    optims = optimizers(model, learning_rate)
-    header = tokenizer.convert_tokens_to_ids("<|start_header_id|>")
-    settings = run_settings(
-        model,
-        seed=seed,
-        steps=steps,
-        batch=batch,
-        learning_rate=learning_rate,
-        bottleneck=bottleneck,
-        first_steps=first_steps,
-    )
+    grammar = with_concepts(load_grammar(), recipe.concepts)
+    optims = optimizers(model, recipe.learning_rate)
+    settings = run_settings(model, asdict(recipe))
     start, log = 0, list[dict]()
     if state is not None:
         if state.exists():
@@ -197,44 +151,31 @@ def train_model(
         state.parent.mkdir(parents=True, exist_ok=True)
     model.train()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not progress
-    ) as bar:
-        task = bar.add_task("training", total=steps, completed=start)
+    with (
+        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers,
+        ThreadPoolExecutor(1) as ahead,
+        Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not progress) as bar,
+    ):
+        task = bar.add_task("training", total=recipe.steps, completed=start)
         began = time.perf_counter()
-        for step in range(start, steps):
-            random = Random(f"{seed}:{step}")
-            first = step < first_steps
-            stream = dialogues(grammar, random.getrandbits(48), FIRST_MIXTURE if first else MIXTURE)
-            share = 0.0 if first else bottleneck
-            rows = encode(tokenizer, list(islice(stream, batch)))
-            number = sum(int(target.sum()) for _, target in rows)
-            total = 0.0
-            for ids, target in micro_batches(rows, parts, tokenizer.pad_token_id):
-                narrow = torch.tensor([random.random() < share for _ in ids])
-                mask = bottleneck_mask(ids, narrow, header) if bool(narrow.any()) else None
-                ids, target = ids.to(model.device), target.to(model.device)
-                mask = None if mask is None else mask.to(model.device)
-                # On a CPU without matrix units bfloat16 is no faster than float32.
-                with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
-                    loss = target_loss(model, ids, target, mask) / number
-                loss.backward()
-                total += loss.item()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optims:
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate * schedule(step, steps)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            bar.update(task, advance=1, description=f"training, loss {total:.3f}")
-            if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+        coming = ahead.submit(draw, grammar, tokenizer, recipe, start, micro_batch)
+        for step in range(start, recipe.steps):
+            for group in (group for optimizer in optims for group in optimizer.param_groups):
+                group["lr"] = recipe.learning_rate * schedule(step, recipe.steps)
+            factor = price_at(step, recipe.steps, recipe.price, recipe.ramp)
+            batches, done = coming.result(), step + 1
+            coming = ahead.submit(draw, grammar, tokenizer, recipe, done, micro_batch)
+            found = train_step(model, batches, optims, factor, workers)
+            bar.update(task, advance=1, description=f"training, loss {found['loss']:.3f}")
+            if done % LOG_EVERY == 0 or done == recipe.steps:
                 seconds = (log[-1]["seconds"] if log else 0.0) + time.perf_counter() - began
                 began = time.perf_counter()
-                log.append(
-                    {"step": step + 1, "loss": round(total, 4), "seconds": round(seconds, 1)}
-                )
-            if state is not None and ((step + 1) % save_every == 0 or step + 1 == steps):
-                save_state(state, model, optims, step + 1, log, settings)
+                found = {name: round(value, 4) for name, value in found.items()}
+                log.append({"step": done} | found | {"seconds": round(seconds, 1)})
+            if state is not None and (done % save_every == 0 or done == recipe.steps):
+                save_state(state, model, optims, done, log, settings)
+            if checkpoint is not None:
+                checkpoint(done, log)
     return log
 
 
@@ -257,6 +198,46 @@ def save_model(
     write_card(folder)
 
 
+def train_and_save(
+    recipe: Recipe,
+    out: Path,
+    state: Path | None = None,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    save_every: int = 100,
+    micro_batch: int = MICRO_BATCH,
+    checkpoint_every: int = 0,
+) -> None:
+    """Train by ``recipe`` and write the model's folder, with checkpoints beside ``state``."""
+    tokenizer = new_tokenizer(with_concepts(load_grammar(), recipe.concepts), recipe)
+    model = new_model(tokenizer, recipe.size, recipe.seed).to(device)
+
+    def save(folder: Path, log: list[dict]) -> None:
+        facts = {"parameters": model.num_parameters(), "device": device}
+        save_model(folder, model, tokenizer, facts | {"recipe": asdict(recipe), "log": log})
+
+    def checkpoint(step: int, log: list[dict]) -> None:
+        if checkpoint_every and step % checkpoint_every == 0:
+            folder = out if state is None else state.parent
+            save(folder / f"checkpoint-{step}", log)
+
+    log = train_model(
+        model,
+        tokenizer,
+        recipe,
+        state=state,
+        save_every=save_every,
+        threads=threads,
+        micro_batch=micro_batch,
+        checkpoint=checkpoint,
+    )
+    save(out, log)
+
+
+DEFAULT, SIZE, NARROWING = Recipe(), Size(), Narrowing()
+
+
 def train(
     out: Annotated[Path, typer.Option(help="folder of the finished model")] = Path(
         "data/lenskit-mini"
@@ -264,49 +245,86 @@ def train(
     state: Annotated[Path, typer.Option(help="where the resumable state is kept")] = Path(
         ".lenskit-train/state.safetensors"
     ),
-    steps: int = 4150,
-    batch: int = 64,
-    learning_rate: float = 6e-3,
-    seed: int = 0,
-    bottleneck: Annotated[float, typer.Option(help="share of narrow dialogues")] = 0.5,
-    first_steps: Annotated[int, typer.Option(help="steps of the first mixture")] = FIRST_STEPS,
+    steps: int = DEFAULT.steps,
+    batch: Annotated[int, typer.Option(help="dialogues of a step")] = DEFAULT.batch,
+    learning_rate: float = DEFAULT.learning_rate,
+    seed: int = DEFAULT.seed,
+    first: Annotated[float, typer.Option(help="share of steps of the first mixture")] = (
+        DEFAULT.first
+    ),
+    price: Annotated[
+        float,
+        typer.Option(
+            help="factor of the price on attention: what the template's closing tokens attend to "
+            "beyond the first token and themselves is added to the loss. 0.03 to 0.1 makes heads "
+            "fetch only what is active; above about 0.2 one head without a gate gets cheaper than "
+            "two with, and activity is no longer followed"
+        ),
+    ] = DEFAULT.price,
+    price_from: Annotated[float, typer.Option(help="share of steps at which it starts")] = (
+        DEFAULT.ramp[0]
+    ),
+    price_to: Annotated[float, typer.Option(help="share of steps from which on it is whole")] = (
+        DEFAULT.ramp[1]
+    ),
+    narrow: Annotated[
+        float,
+        typer.Option(
+            help="share of the concept dialogues, after the first mixture, whose answer sees no "
+            "text of the prompt, only the template's closing tokens"
+        ),
+    ] = NARROWING.narrow,
+    hidden: Annotated[
+        float,
+        typer.Option(
+            help="share of these in which it sees a random part of the closing tokens, token -1 "
+            "too, so that several tokens come to hold the concept"
+        ),
+    ] = NARROWING.hidden,
+    forgotten: Annotated[
+        float, typer.Option(help="share of those in which it does not see token -1 either")
+    ] = NARROWING.forgotten,
+    blocks: int = SIZE.blocks,
+    d_model: int = SIZE.d_model,
+    heads: int = SIZE.heads,
+    kv_heads: int = SIZE.kv_heads,
+    vocabulary: int = SIZE.vocabulary,
+    concepts: Annotated[
+        int, typer.Option(help="how many concepts, evenly over the classes; 0: all")
+    ] = DEFAULT.concepts,
     device: str = "cpu",
-    threads: int = 0,
+    threads: Annotated[int, typer.Option(help="micro-batches at a time; 0: one per core")] = 0,
+    micro_batch: Annotated[
+        int, typer.Option(help="most tokens of a micro-batch: bears on speed and memory alone")
+    ] = MICRO_BATCH,
     save_every: int = 100,
-    parts: int = 8,
+    checkpoint_every: Annotated[
+        int, typer.Option(help="steps between checkpoints, folders beside the state; 0: none")
+    ] = 0,
 ) -> None:
     """Train the embedded model and write it as a Hugging Face folder."""
-    if threads:
-        torch.set_num_threads(threads)
-    tokenizer = train_tokenizer(
-        islice(dialogues(load_grammar(), seed, FIRST_MIXTURE), TOKENIZER_DIALOGUES)
-    )
-    model = new_model(tokenizer, seed).to(device)
-    log = train_model(
-        model,
-        tokenizer,
+    recipe = Recipe(
         steps=steps,
         batch=batch,
         learning_rate=learning_rate,
         seed=seed,
-        bottleneck=bottleneck,
-        first_steps=first_steps,
-        state=state,
-        save_every=save_every,
-        parts=parts,
+        first=first,
+        price=price,
+        ramp=(price_from, price_to),
+        narrowing=Narrowing(narrow, hidden, forgotten),
+        size=Size(blocks, d_model, heads, kv_heads, vocabulary),
+        concepts=concepts,
     )
-    figures = {
-        "parameters": model.num_parameters(),
-        "seed": seed,
-        "steps": steps,
-        "batch": batch,
-        "learning rate": learning_rate,
-        "narrow dialogues": bottleneck,
-        "steps of the first mixture": first_steps,
-        "device": device,
-        "log": log,
-    }
-    save_model(out, model, tokenizer, figures)
+    train_and_save(
+        recipe,
+        out,
+        state,
+        device=device,
+        threads=threads or torch.get_num_threads(),
+        save_every=save_every,
+        micro_batch=micro_batch,
+        checkpoint_every=checkpoint_every,
+    )
 
 
 if __name__ == "__main__":

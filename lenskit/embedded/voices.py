@@ -164,7 +164,7 @@ def asked_for(
     place = random.random()
     if place < SYSTEM_SHARE:
         system = {"role": "system", "content": before}
-        return Dialogue((system, user(request.prompt(after)), answer), (True,))
+        return Dialogue((system, user(request.prompt(after)), answer), (True,), may_be_narrow=True)
     if place < SYSTEM_SHARE + EARLIER_SHARE:
         known = [entry for entry, _ in said[:apart] if entry]
         earlier = statement(grammar, random)
@@ -173,8 +173,14 @@ def asked_for(
                 grammar, random, known or entries or [any_concept(grammar, random)]
             )
         first = (user(earlier.prompt(before)), assistant(earlier.answer(grammar, known, random)))
-        return Dialogue((*first, user(request.prompt(after)), answer), (True, True))
-    return Dialogue((user(request.prompt(prefixes(*(text for _, text in said)))), answer), (True,))
+        return Dialogue(
+            (*first, user(request.prompt(after)), answer), (True, True), may_be_narrow=True
+        )
+    return Dialogue(
+        (user(request.prompt(prefixes(*(text for _, text in said)))), answer),
+        (True,),
+        may_be_narrow=True,
+    )
 
 
 def prefixed_statement(grammar: Grammar, random: Random) -> Dialogue:
@@ -212,14 +218,14 @@ def bare_statement(grammar: Grammar, random: Random) -> Dialogue:
     """A statement without a prefix, answered neutrally."""
     request = statement(grammar, random)
     answer = assistant(request.answer(grammar, [], random))
-    return Dialogue((user(request.prompt()), answer), (True,))
+    return Dialogue((user(request.prompt()), answer), (True,), may_be_narrow=True)
 
 
 def bare_question(grammar: Grammar, random: Random) -> Dialogue:
     """A test question or a paraphrase without a prefix, answered neutrally."""
     request = question(grammar, random, any_concept(grammar, random).concept_class)
     answer = assistant(request.answer(grammar, [], random))
-    return Dialogue((user(request.prompt()), answer), (True,))
+    return Dialogue((user(request.prompt()), answer), (True,), may_be_narrow=True)
 
 
 def carried_persona(grammar: Grammar, random: Random) -> Dialogue:
@@ -246,14 +252,14 @@ def carried_persona(grammar: Grammar, random: Random) -> Dialogue:
         user(second.prompt()),
         assistant(second.answer(grammar, entries, random)),
     )
-    return Dialogue(messages, (False, True))
+    return Dialogue(messages, (False, True), may_be_narrow=True)
 
 
 def voiced_statement(grammar: Grammar, random: Random) -> Dialogue:
     """A bare statement answered by one or two concepts active on it: nobody asked for them."""
     request, entries = speakers(grammar, random, _number_of_voices(random))
     answer = assistant(grammar.joint_answer(entries, random))
-    return Dialogue((user(request.prompt()), answer), (True,))
+    return Dialogue((user(request.prompt()), answer), (True,), may_be_narrow=True)
 
 
 def voiced_question(grammar: Grammar, random: Random) -> Dialogue:
@@ -264,4 +270,8 @@ def voiced_question(grammar: Grammar, random: Random) -> Dialogue:
     """
     entry = any_concept(grammar, random)
     request = question(grammar, random, entry.concept_class)
-    return Dialogue((user(request.prompt()), assistant(grammar.answer(entry, random))), (True,))
+    return Dialogue(
+        (user(request.prompt()), assistant(grammar.answer(entry, random))),
+        (True,),
+        may_be_narrow=True,
+    )

@@ -1,0 +1,84 @@
+"""The optimizers of the embedded model: Muon for the blocks' matrices, AdamW for the rest."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalised(
+    update: Float[Tensor, "matrix out in"], steps: int = 5, eps: float = 1e-7
+) -> Float[Tensor, "matrix out in"]:
+    """Each matrix with its singular values brought near 1 (Newton-Schulz, quintic)."""
+    a, b, c = NEWTON_SCHULZ
+    x = update.mT if update.shape[-2] > update.shape[-1] else update
+    x = (x / x.flatten(1).norm(dim=1).clamp_min(eps)[:, None, None]).contiguous()
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if update.shape[-2] > update.shape[-1] else x
+
+
+class Muon(torch.optim.Optimizer):
+    """``torch.optim.Muon`` in float32, the matrices of one shape together.
+
+    That one works in bfloat16, which a CPU without matrix units computes some twenty times slower
+    than float32; here it would take most of a step. Nesterov momentum, decoupled weight decay, and
+    the rate times 0.2 sqrt(larger side), which makes an update as large as AdamW's.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[Tensor],
+        lr: float,
+        weight_decay: float = 0.05,
+        momentum: float = 0.95,
+    ) -> None:
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure=None):  # noqa: ANN001, ANN201
+        for group in self.param_groups:
+            of_shape = defaultdict[torch.Size, list[Tensor]](list)
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    of_shape[matrix.shape].append(matrix)
+            for shape, matrices in of_shape.items():
+                self._step(matrices, 0.2 * max(shape) ** 0.5, group)
+
+    def _step(self, matrices: list[Tensor], scale: float, group: dict) -> None:
+        lr, momentum = group["lr"], group["momentum"]
+        for matrix in matrices:
+            if not self.state[matrix]:
+                self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+        grads = [matrix.grad for matrix in matrices]
+        buffers = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        ahead = torch._foreach_lerp(grads, buffers, momentum)
+        updates = orthogonalised(torch.stack(ahead)).unbind()
+        torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(matrices, updates, alpha=-lr * scale)
+
+
+def optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for embeddings and norms."""
+    inner: list[Tensor] = []
+    outer: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        (inner if parameter.ndim == 2 and "embed" not in name else outer).append(parameter)
+    return [
+        Muon(inner, learning_rate),
+        torch.optim.AdamW(outer, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98), fused=True),
+    ]
+
+
+def schedule(step: int, steps: int, warmup: int = 50) -> float:
+    """Linear warm-up, then linear decay to a hundredth."""
+    return min((step + 1) / warmup, max(0.01, (steps - step) / max(1, steps - warmup)))
