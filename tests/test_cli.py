@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import lenskit as lk
 from lenskit.cli import app
 from lenskit.concepts import choose_concepts, read_blocks, read_numbers, read_shard, spread
-from lenskit.study import Variant, demo, run_study, score_table, study
+from lenskit.study import Variant, demo, run, run_study, score_table
 
 THREE = ["fears/spiders", "moods/cheerful", "places/Paris"]
 
@@ -70,17 +70,17 @@ def test_a_study_writes_the_tables_of_its_answers_and_scores(whole):
 
 def test_a_study_that_was_stopped_goes_on_and_ends_the_same(small, whole, tmp_path, monkeypatch):
     done: list[str] = []
-    run = study.study_concept
+    steps = run.study_concept
 
-    @wraps(run)
+    @wraps(steps)
     def stopped(model, concept, *rest, **options):
         if done:
             raise KeyboardInterrupt
         done.append(concept.name)
-        return run(model, concept, *rest, **options)
+        return steps(model, concept, *rest, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(study, "study_concept", stopped)
+        patch.setattr(run, "study_concept", stopped)
         first = lenskit(*small, "--out", tmp_path)
     assert first.exit_code == 130
     assert first.stderr == "Stopped. Run the same command again to go on.\n"
@@ -88,12 +88,12 @@ def test_a_study_that_was_stopped_goes_on_and_ends_the_same(small, whole, tmp_pa
 
     again: list[str] = []
 
-    @wraps(run)
+    @wraps(steps)
     def counted(model, concept, *rest, **options):
         again.append(concept.name)
-        return run(model, concept, *rest, **options)
+        return steps(model, concept, *rest, **options)
 
-    monkeypatch.setattr(study, "study_concept", counted)
+    monkeypatch.setattr(run, "study_concept", counted)
     second = lenskit(*small, "--out", tmp_path)
     assert second.exit_code == 0, second.output
     assert again == ["cheerful", "Paris"]

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from lenskit.study.study import (
-    COEFFICIENTS,
-    LABELS,
-    LEARNERS,
-    Study,
-    Variant,
-    distinct,
-    finished,
-    read_study,
-    run_study,
-    study_concept,
-    variants,
-)
+from lenskit.study.bench import study_concept
+from lenskit.study.files import distinct, finished, read_study
+from lenskit.study.run import run_study
+from lenskit.study.study import COEFFICIENTS, LABELS, LEARNERS, Study, Variant, variants
 from lenskit.study.tables import score_table, write_tables
 from lenskit.study.workers import run_on_workers
 

@@ -28,16 +28,9 @@ from lenskit.enrichment import Enrichment, Null, enrich
 from lenskit.models import EMBEDDED, load_model, model_fingerprint
 from lenskit.prompts import PromptSet, build_prompts
 from lenskit.selector import TokenSelection, select_tokens
-from lenskit.study.study import (
-    COEFFICIENTS,
-    CONTROLS,
-    KEYS,
-    LEARNERS,
-    Study,
-    Variant,
-    read_study,
-    run_study,
-)
+from lenskit.study.files import read_study
+from lenskit.study.run import run_study
+from lenskit.study.study import COEFFICIENTS, CONTROLS, KEYS, LEARNERS, Study, Variant
 from lenskit.vectors import RecursiveFeatureMachine
 
 PROCESSES = 2

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lenskit.concepts import Concept
-from lenskit.study.study import Study, Variant, distinct, finished, read_study, run_study, variants
+from lenskit.study.files import distinct, finished, read_study
+from lenskit.study.run import run_study
+from lenskit.study.study import Study, Variant, variants
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -20,7 +20,8 @@ from lenskit.scoring import Verdict, phrase_judge, steerability
 from lenskit.selector import fixed_token, select_tokens
 from lenskit.steering import steer
 from lenskit.study import Study, Variant, run_study, study_concept, variants
-from lenskit.study.study import CONTROLS, KEYS, _shuffled
+from lenskit.study.bench import _shuffled
+from lenskit.study.study import CONTROLS, KEYS
 from lenskit.vectors import MeanDifference, SoftCovariance, fit_vectors
 
 SPIDERS, CHEERFUL = concepts["fears"]["spiders"], concepts["moods"]["cheerful"]

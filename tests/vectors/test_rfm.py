@@ -122,6 +122,43 @@ def test_the_setting_and_the_vector_are_those_of_the_textbook(kind, dtype):
     assert float(fit.validation[0]) == pytest.approx(scores[best], abs=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("kind", DATA)
+def test_validation_rows_are_scaled_like_the_training_rows_where_that_is_asked_for(kind, dtype):
+    X, y, X_val, y_val = data(kind)
+    X_val = X_val * torch.linspace(0.1, 5, len(X_val), dtype=torch.float64)[:, None]
+    centred = X_val - X.mean(0)
+    rows = {False: centred, True: centred / centred.norm(dim=1, keepdim=True)}
+    scores = {
+        s: abs(correlation(rows[s.scaled] @ top(M), y_val)) for s, M in reference(kind).items()
+    }
+    best = max(scores, key=scores.__getitem__)
+    parts = X[None], y, X_val[None], y_val
+    fit = fit_blocks(*parts, dtype=dtype, scale_validation=True)
+    assert fit.settings == (best,)
+    assert cosine(fit.directions[0], top(reference(kind)[best])) > 0.9999
+    assert float(fit.validation[0]) == pytest.approx(scores[best], abs=1e-4)
+    machine = RecursiveFeatureMachine(dtype=dtype, scale_validation=True)
+    assert machine.fit(*(part.numpy() for part in (X, y, X_val, y_val))).setting_ == best
+
+
+def test_whether_validation_rows_are_scaled_can_change_the_vector():
+    X, y, X_val, y_val = data("wide")
+    X_val = X_val * torch.linspace(0.1, 5, len(X_val), dtype=torch.float64)[:, None]
+    unscaled, scaled = (
+        fit_blocks(X[None], y, X_val[None], y_val, scale_validation=each) for each in (False, True)
+    )
+    assert unscaled.settings != scaled.settings
+
+
+def test_a_validation_row_equal_to_the_training_mean_stays_zero_when_scaled():
+    X, y, X_val, y_val = data("wide")
+    X_val = X_val.clone()
+    X_val[2] = X.mean(0)
+    fit = fit_blocks(X[None], y, X_val[None], y_val, scale_validation=True)
+    assert bool(fit.validation.isfinite().all()) and bool(fit.directions.isfinite().all())
+
+
 @pytest.mark.parametrize("n, d, strength", [(120, 300, 1.0), (100, 40, 0.3), (90, 200, 0.0)])
 def test_float32_chooses_what_float64_chooses(n, d, strength):
     for seed in range(3):
@@ -230,6 +267,8 @@ def test_wrong_arguments_are_refused():
         fit_blocks(X[None], y, dtype="float16")
     with pytest.raises(ValueError, match="n >= 4"):
         fit_blocks(X[None, :3], y[:3])
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        fit_blocks(X[None], y, batch_size=-1)
 
 
 def test_the_estimator_gives_the_metric_and_the_kernel_machine_of_its_setting():

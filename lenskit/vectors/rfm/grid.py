@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -41,15 +41,21 @@ def fit_blocks(
     dtype: str = "float64",
     device: str | None = None,
     batch_size: int | None = None,
+    scale_validation: bool = False,
 ) -> BlockFits:
     """Fit the whole grid for every block; keep the best eigenvector on validation.
 
     A candidate is the top eigenvector of M after 1 to ``iterations`` updates under one setting
     (M = I, before the first update, has none). Its score is the absolute Pearson correlation of
-    the projected validation rows, unscaled in either variant, with ``y_val``. Scores within 1e-9
-    are ties, and the first wins: in the order of ``scalings``, then of ``bandwidths``, then the
-    earlier iteration. In float32, candidates too close to tell apart at that precision, and
-    settings whose kernel matrix is not positive definite at it, are run again in float64.
+    the projected validation rows with ``y_val``. These rows are not scaled, even where the
+    training rows are, since a vector is added to activations as they come; ``scale_validation``
+    centres them by the training mean and, in the scaled variant, scales them to unit norm, as
+    the authors' code does, which may choose another vector.
+
+    Scores within 1e-9 are ties, and the first wins: in the order of ``scalings``, then of
+    ``bandwidths``, then the earlier iteration. In float32, candidates too close to tell apart at
+    that precision, and settings whose kernel matrix is not positive definite at it, are run again
+    in float64.
 
     ``y`` is shared by the blocks, or one row for each. Without validation rows the last 20 %, at
     most 256, validate. ``batch_size`` blocks run together: by default one on a CPU, 32 on a GPU.
@@ -69,6 +75,7 @@ def fit_blocks(
         dtype=dtype,
         device=device,
         batch_size=batch_size,
+        scale_validation=scale_validation,
     )
     directions, validation, settings = zip(*fits, strict=True)
     return BlockFits(torch.stack(directions), torch.stack(validation), settings)
@@ -87,12 +94,15 @@ def each_block(
     dtype: str,
     device: str | None,
     batch_size: int | None = None,
+    scale_validation: bool = False,
 ) -> Iterator[tuple[Float[Tensor, " d"], Float[Tensor, ""], Setting]]:
     """Direction, score and setting of one block after the other, as ``fit_blocks`` finds them."""
     if X.ndim != 3:
         raise ValueError(f"X must be [block, n, d], got shape {tuple(X.shape)}")
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, or None, got {batch_size}")
     if X_val is None or y_val is None:
         train = split(X.shape[1])
         X, X_val, y, y_val = X[:, :train], X[:, train:], y[..., :train], y[..., train:]
@@ -106,7 +116,7 @@ def each_block(
             t[begin : begin + size].to(on, torch.float64) for t in (X, y, X_val, y_val)
         )
         _check_variation(begin, rows, labels, held_out_labels)
-        data = _Data.of(rows, labels, held_out, held_out_labels)
+        data = _Data.of(rows, labels, held_out, held_out_labels, scale_validation)
         for block, (setting, top, score) in enumerate(_best(data, grid, run, dtype)):
             direction = data.space.rows[block].mT @ (data.space.whiten[block] @ top)
             yield direction / direction.norm(), score, setting
@@ -122,20 +132,31 @@ def _check_variation(begin: int, X: Tensor, y: Tensor, y_val: Tensor) -> None:
 
 @dataclass(frozen=True)
 class _Data:
-    """The span of the training rows and the validation rows projected on it."""
+    """The span of the training rows and the validation rows, centred and projected on it.
+
+    ``divisors``: what the validation rows are divided by in the scaled variant.
+    """
 
     space: RowSpace
     y: Float[Tensor, "block n"]
     held_out: Float[Tensor, "block m r"]
+    divisors: Float[Tensor, "block m"]
     y_val: Float[Tensor, "block m"]
 
     @classmethod
-    def of(cls, X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor) -> _Data:
+    def of(
+        cls, X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor, scale_validation: bool
+    ) -> _Data:
         space = RowSpace.of(X)
-        return cls(space, y, X_val @ space.rows.mT @ space.whiten, y_val)
+        X_val = X_val - X.mean(-2, keepdim=True)
+        # Their whole norm, with what lies outside the span; a row of zeros stays one.
+        norms = X_val.norm(dim=-1)
+        divisors = torch.where(norms > 0, norms, 1.0) if scale_validation else norms.new_ones(())
+        held_out = X_val @ space.rows.mT @ space.whiten
+        return cls(space, y, held_out, divisors.expand_as(y_val), y_val)
 
     def __getitem__(self, blocks: slice) -> _Data:
-        return _Data(self.space[blocks], self.y[blocks], self.held_out[blocks], self.y_val[blocks])
+        return _Data(*(getattr(self, field.name)[blocks] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -156,6 +177,9 @@ def _candidates(
     kept = [(s.top, s.gap, s.largest) for s in run(data.space, data.y, grid, dtype=dtype)]
     tops, gaps, largest = (torch.stack(part, 2).double() for part in zip(*kept, strict=True))
     projected = torch.einsum("bsir,bmr->bsim", tops, data.held_out)
+    for row, setting in enumerate(grid):
+        if setting.scaled:
+            projected[:, row] /= data.divisors[:, None]
     projected = projected - projected.mean(-1, keepdim=True)
     y_val = (data.y_val - data.y_val.mean(-1, keepdim=True))[:, None, None]
     norms = projected.norm(dim=-1) * y_val.norm(dim=-1)

@@ -44,6 +44,9 @@ class RecursiveFeatureMachine(Learner):
         Precision of the recursion. In float32, near ties are decided in float64.
     device : str or None
         Where to compute; None is the CPU here, and the device of the rows in ``fit_blocks``.
+    scale_validation : bool
+        Whether the scaled variant scales the validation rows too, as the authors' code does. It
+        decides which vector is chosen, not what the candidates are.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class RecursiveFeatureMachine(Learner):
         iterations: int = 10,
         dtype: str = "float64",
         device: str | None = None,
+        scale_validation: bool = False,
     ):
         self.bandwidths = bandwidths
         self.scalings = scalings
@@ -61,6 +65,7 @@ class RecursiveFeatureMachine(Learner):
         self.iterations = iterations
         self.dtype = dtype
         self.device = device
+        self.scale_validation = scale_validation
 
     def _direction(self, X: Rows, y: Labels, X_val: Rows, y_val: Labels) -> Direction:
         tensors = [torch.from_numpy(np.array(a)) for a in (X, y, X_val, y_val)]

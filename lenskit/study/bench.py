@@ -1,0 +1,168 @@
+"""One concept's part of a study: vectors made in several ways, steered, judged."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import product
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from lenskit.capture import Capture, capture
+from lenskit.concepts import Concept
+from lenskit.enrichment import Enrichment, enrich
+from lenskit.generation import SteeringRow, generate_steered
+from lenskit.prompts import build_prompts
+from lenskit.scoring import Judge, grammar_judge
+from lenskit.selector import TokenSelection, fixed_token, select_tokens
+from lenskit.study.study import COEFFICIENTS, LABELS, LEARNERS, Variant
+from lenskit.vectors import ConceptVectors, fit_vectors, split
+
+
+@dataclass(frozen=True)
+class _Workbench:
+    """What the variants of one concept share, each part computed at most once."""
+
+    model: TransformerBridge
+    concept: Concept
+    prompts: int
+    seed: int
+    learners: Mapping[str, Callable[[], object]]
+
+    @cached_property
+    def capture(self) -> Capture:
+        prompts = build_prompts(self.model, self.concept, number=self.prompts, seed=self.seed)
+        return capture(self.model, prompts, progress=False)
+
+    @cached_property
+    def enrichment(self) -> Enrichment:
+        number = min(100, self.prompts)
+        paired = build_prompts(
+            self.model, self.concept, number=number, layout="paired", seed=self.seed
+        )
+        tokens = self.selection("attention")
+        return enrich(self.model, paired, tokens, seed=self.seed, progress=False)
+
+    @cached_property
+    def _vectors(self) -> dict[tuple, ConceptVectors]:
+        return {}
+
+    def selection(self, token: str) -> TokenSelection:
+        return (
+            select_tokens(self.capture)
+            if token == "attention"
+            else fixed_token(self.capture, int(token))
+        )
+
+    def blocks(self, spec: str) -> tuple[int, ...] | None:
+        if spec == "all":
+            return None
+        for how in ("top", "bottom", "random"):
+            if spec.startswith(how):
+                k = int(spec.removeprefix(how))
+                if how == "random":
+                    return self.enrichment.random(k, seed=self.seed)
+                return self.enrichment.top(k) if how == "top" else self.enrichment.bottom(k)
+        return tuple(int(block) for block in spec.split(","))
+
+    def vectors(self, variant: Variant) -> ConceptVectors | None:
+        if variant.control in ("unsteered", "prompted"):
+            return None
+        key = (variant.token, variant.labels, variant.learner, variant.control)
+        if key not in self._vectors:
+            self._vectors[key] = self._fit(variant)
+        return self._vectors[key]
+
+    def _fit(self, variant: Variant) -> ConceptVectors:
+        tokens = self.selection(variant.token)
+        labels = LABELS[variant.labels](self.capture, tokens)
+        # Concepts of one study must not share their draws.
+        own = f"{self.seed}/{self.concept.concept_class}/{self.concept.name}".encode()
+        draw = int.from_bytes(hashlib.sha256(own).digest()[:4])
+        generator = torch.Generator().manual_seed(draw)
+        if variant.control == "shuffled labels":
+            labels = _shuffled(labels, generator)
+        learner = self.learners[variant.learner]()
+        if variant.control != "random vector":
+            return fit_vectors(
+                self.capture, tokens, labels, learner=learner, seed=self.seed, progress=False
+            )
+        # Norms and provenance as usual; only the directions are drawn.
+        fitted = self.vectors(replace(variant, control=""))
+        assert fitted is not None
+        drawn = torch.randn(fitted.directions.shape, generator=generator)
+        drawn = drawn / drawn.norm(dim=-1, keepdim=True)
+        return replace(fitted, directions=drawn, learner="random vector")
+
+
+def _shuffled(
+    labels: Float[Tensor, "prompt layer"], generator: torch.Generator
+) -> Float[Tensor, "prompt layer"]:
+    """The labels in another order; with few prompts, one that leaves something to learn from."""
+    train = split(len(labels))
+    for _ in range(100):
+        drawn = labels[torch.randperm(len(labels), generator=generator)]
+        if all(bool((part != part[:1]).any(0).all()) for part in (drawn[:train], drawn[train:])):
+            break
+    return drawn
+
+
+def study_concept(
+    model: TransformerBridge,
+    concept: Concept,
+    variants: Sequence[Variant],
+    *,
+    coefficients: Sequence[float] = COEFFICIENTS,
+    relative: bool = True,
+    prompts: int = 400,
+    judge: Judge = grammar_judge,
+    learners: Mapping[str, Callable[[], object]] = LEARNERS,
+    max_new_tokens: int = 50,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> list[dict]:
+    """Tidy rows of one concept: every variant, coefficient and test question, answered and judged.
+
+    Raises ValueError for a concept with fewer than three test questions: two choose the
+    coefficient, and the others are scored.
+    """
+    if len(concept.questions) < 3:
+        raise ValueError(
+            f"concept {concept.name!r} has {len(concept.questions)} questions, and three are the "
+            "fewest; give Concept(questions=...)"
+        )
+    bench = _Workbench(model, concept, prompts, seed, learners)
+    rows: list[dict] = []
+    for spec in dict.fromkeys(variant.blocks for variant in variants):
+        planned = []
+        for variant in (v for v in variants if v.blocks == spec):
+            still = variant.control in ("unsteered", "prompted")
+            vectors = bench.vectors(variant)
+            prefix = concept.prefix if variant.control == "prompted" else ""
+            for coefficient, question in product(
+                [0.0] if still else coefficients, concept.questions
+            ):
+                row = SteeringRow(question, vectors, coefficient, prefix)
+                planned.append((variant, row))
+        texts = generate_steered(
+            model,
+            [row for _, row in planned],
+            blocks=bench.blocks(spec),
+            relative=relative,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+        )
+        for (variant, row), text in zip(planned, texts, strict=True):
+            verdict = judge(concept, row.question, text)
+            rows.append(
+                {"concept_class": concept.concept_class or "custom", "concept": concept.name}
+                | asdict(variant)
+                | {"coefficient": row.coefficient, "question": row.question, "answer": str(text)}
+                | {"score": verdict.score, "reason": verdict.reason}
+            )
+    return rows

@@ -1,0 +1,51 @@
+"""The whole method over many concepts, in a folder from which a stopped study goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformer_lens.model_bridge import TransformerBridge
+
+from lenskit.concepts import Concept
+from lenskit.study.bench import study_concept
+from lenskit.study.files import concept_file, distinct, study_folder, write_json
+from lenskit.study.study import Study, Variant, variants
+
+
+def run_study(
+    model: TransformerBridge,
+    concepts: Iterable[Concept],
+    variants: Sequence[Variant] = variants(),  # noqa: B008 - a constant
+    *,
+    out: str | Path | None = None,
+    progress: bool = True,
+    **options,
+) -> Study:
+    """Run ``study_concept`` over concepts; ``options`` are its own.
+
+    With ``out`` each finished concept is kept in that folder, and a study that was stopped goes on
+    from there. Raises ValueError when the folder belongs to a study with other settings or model,
+    or when two concepts share class and name.
+    """
+    concepts = distinct(concepts)
+    folder = None if out is None else study_folder(Path(out), model, variants, options)
+    rows: list[dict] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), disable=not progress, transient=True) as bar:
+        task = bar.add_task("study", total=len(concepts))
+        for concept in concepts:
+            bar.update(task, description=f"{concept.concept_class or 'custom'}: {concept.name}")
+            file = folder and concept_file(folder, concept)
+            if file and file.exists():
+                rows += json.loads(file.read_text())
+            else:
+                found = study_concept(model, concept, variants, **options)
+                rows += found
+                if file:
+                    write_json(file, found)
+            bar.advance(task)
+    return Study(pd.DataFrame(rows))
