@@ -16,7 +16,7 @@ Exercise = tuple[dict[str, str], str]  # the fields of its wording, and the answ
 
 def _words(answer: Callable[[list[str]], str], random: Random) -> Exercise:
     file = task_file("unrelated")
-    words = random.sample(file["words"], random.randint(2, file["longest"]))
+    words = random.sample(file["words"], random.randint(1, file["longest"]))
     return {"words": ", ".join(words)}, answer(words)
 
 
