@@ -81,11 +81,13 @@ def judge_format(prompt: TaskPrompt, answer: str) -> Verdict:
 
 
 def _text(people: list[Person], random: Random, split: str) -> str:
-    person, other = people
-    said = [states(person, "occupation", random, split), states(other, "occupation", random, split)]
-    random.shuffle(said)
-    if random.random() < 0.5:
-        said.append(states(other, random.choice(("town", "instrument")), random, split))
+    """The first person's occupation, and in most texts something about the second one."""
+    said = [states(people[0], "occupation", random, split)]
+    if random.random() < task_file("formats")["distractor_share"]:
+        said.append(states(people[1], "occupation", random, split))
+        random.shuffle(said)
+    else:
+        said.append(states(people[0], random.choice(("town", "instrument")), random, split))
     return " ".join(said)
 
 

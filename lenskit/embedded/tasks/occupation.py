@@ -31,7 +31,9 @@ def occupation(
     filler's rate. ``kind`` and ``asked`` have no meaning here.
     """
     between = filler(grammar, random, split, length)
-    person, *others = strangers(random, split, random.choice((2, 3)))
+    number = random.choice(task_file("occupation")["distractors"])
+    # Across filler the failure is another person's occupation, so there has to be one.
+    person, *others = strangers(random, split, 1 + max(number, int(between.length > 0)))
     first = mark.format(text=states(person, "occupation", random, split))
     middle = [
         fill(details(random, split, 1)[0], person),
@@ -50,7 +52,7 @@ def occupation(
         messages=(user(f"{text}\n\n{question}"),),
         emphasised=first,
         target=person.facts["occupation"],
-        otherwise=others[-1].facts["occupation"],
+        otherwise=others[-1].facts["occupation"] if others else "",
         rate=between.rate,
         metadata=MappingProxyType(
             {

@@ -6,7 +6,7 @@ from math import log
 from random import Random
 from types import MappingProxyType
 
-from lenskit.embedded.dialogue import user
+from lenskit.embedded.dialogue import assistant, user
 from lenskit.embedded.grammar import Grammar
 from lenskit.embedded.tasks import people
 from lenskit.embedded.tasks.facts import another, with_fact
@@ -33,17 +33,21 @@ def passage(
     kind: str | None = None,
     rank: int | None = None,
     attribute: str | None = None,
+    distractors: int | None = None,
+    asked_before: float | None = None,
 ) -> TaskPrompt:
-    """A question about a person in a passage that also speaks of two others.
+    """A question about a person in a passage that may also speak of others: ``distractors``.
 
     The span is the sentence that answers it. In a conflict ``otherwise`` is the fact known by
     heart, and the passage is followed at ``passage_rate``. ``kind`` is one of ``KINDS``; ``rank``
-    names a known person.
+    names a known person. About others a question was answered in an earlier turn, each at the rate
+    ``asked_before``.
     """
     file = task_file("passages")
     kind = kind or random.choices(KINDS, [file["shares"][k] for k in KINDS])[0]
     attribute = attribute or random.choice(ATTRIBUTES)
-    person, *others = people.strangers(random, split, 3)
+    number = random.choice(file["distractors"]) if distractors is None else distractors
+    person, *others = people.strangers(random, split, 3 + number)
     metadata: dict = {"kind": kind, "attribute": attribute}
     otherwise, rate = "", 1.0
     if kind != "unseen":
@@ -56,16 +60,25 @@ def passage(
             otherwise = known.facts[attribute]
             person = with_fact(known, attribute, another(attribute, otherwise, random))
             rate = passage_rate(metadata["rank"], attribute)
+    spoken_for = (person.facts[attribute], otherwise)
+    others = [other for other in others if other.facts[attribute] not in spoken_for][:number]
     stated = people.states(person, attribute, random, split)
     text = [stated] + [people.states(other, attribute, random, split) for other in others]
     random.shuffle(text)
     opening = wording(random, file["openings"], split)
-    question = people.asks(person, attribute, random, split)
+    share = file["asked_before"] if asked_before is None else asked_before
+    before = [other for other in others if random.random() < share]
+    questions = [people.asks(p, attribute, random, split) for p in (*before, person)]
+    questions[0] = lines(f"{opening} {' '.join(text)}", questions[0])
+    turns: list = [user(questions[0])]
+    for other, question in zip(before, questions[1:], strict=True):
+        turns += [assistant(other.facts[attribute]), user(question)]
     return TaskPrompt(
-        messages=(user(lines(f"{opening} {' '.join(text)}", question)),),
+        messages=tuple(turns),
         emphasised=stated,
         target=person.facts[attribute],
         otherwise=otherwise,
         rate=rate,
-        metadata=MappingProxyType({**metadata, "name": person.name}),
+        metadata=MappingProxyType({**metadata, "name": person.name, "distractors": number}),
+        emphasised_in=0,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +10,7 @@ from itertools import product
 from random import Random
 from types import MappingProxyType
 
-from lenskit.embedded.tasks.prompt import task_file, wording
+from lenskit.embedded.tasks.prompt import split_of, task_file, wording
 
 PRONOUNS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
@@ -138,6 +139,21 @@ def asks(person: Person, attribute: str, random: Random, split: str) -> str:
     return fill(wording(random, questions, split), person)
 
 
+@cache
+def detail_templates(split: str) -> tuple[str, ...]:
+    """Every sentence of a split that only speaks of a person, with the pronoun's forms open."""
+    file = task_file("people")["details"]
+    found = []
+    for form in file["forms"]:
+        slots = re.findall(r"<(\w+)>", form)
+        for words in product(*(file[slot] for slot in slots)):
+            template = form
+            for slot, word in zip(slots, words, strict=True):
+                template = template.replace(f"<{slot}>", word)
+            found.append(template)
+    return tuple(template for template in found if split_of(template) == split)
+
+
 def details(random: Random, split: str, number: int) -> list[str]:
-    """Templates of sentences that only speak of a person with pronouns."""
-    return random.sample(task_file("people")["details"][split], number)
+    """Templates of sentences that only speak of a person."""
+    return random.sample(detail_templates(split), number)

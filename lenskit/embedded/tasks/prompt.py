@@ -13,6 +13,7 @@ from functools import cache
 from random import Random
 from types import MappingProxyType
 from typing import Any
+from zlib import crc32
 
 from lenskit._data import data_path
 from lenskit.embedded.dialogue import Dialogue, assistant
@@ -105,6 +106,11 @@ def wording(random: Random, wordings: Mapping[str, Sequence[str]], split: str) -
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
     return random.choice(wordings[split])
+
+
+def split_of(content: str) -> str:
+    """The split of a content that is combined at random: one in five is held out, by its hash."""
+    return "held_out" if crc32(content.encode()) % 5 == 0 else "train"
 
 
 def lines(*parts: str) -> str:

@@ -55,7 +55,7 @@ def pronoun_change(
     between = filler(grammar, random, split, length)
     (person,) = strangers(random, split)
     templates = [
-        states(person, "occupation", random, split),
+        states(person, "occupation", random, "train"),
         *details(random, split, random.choice((1, 2))),
     ]
     again = [*templates, file["ending"]]

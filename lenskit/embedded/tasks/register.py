@@ -33,7 +33,7 @@ def register(
         kind = "plain" if plain else random.choice(REGISTERS)
     attribute = random.choice(ATTRIBUTES)
     (person,) = strangers(random, split)
-    stated = states(person, attribute, random, split)
+    stated = states(person, attribute, random, "train")
     request = f"{wording(random, file['requests'], split)} {stated}"
     metadata = {"kind": kind, "attribute": attribute, "system": False}
     if kind == "plain":

@@ -6,23 +6,17 @@ from collections.abc import Callable
 from functools import partial
 from random import Random
 from types import MappingProxyType
-from zlib import crc32
 
 from lenskit.embedded.dialogue import assistant, user
 from lenskit.embedded.grammar import Grammar
-from lenskit.embedded.tasks.prompt import TaskPrompt, task_file, wording
+from lenskit.embedded.tasks.prompt import TaskPrompt, split_of, task_file, wording
 
 Exercise = tuple[dict[str, str], str]  # the fields of its wording, and the answer
 
 
-def held_out(content: str) -> bool:
-    """Whether an exercise is never trained on: one in five, by a hash of its content."""
-    return crc32(content.encode()) % 5 == 0
-
-
 def _words(answer: Callable[[list[str]], str], random: Random) -> Exercise:
     file = task_file("unrelated")
-    words = random.sample(file["words"], random.randint(2, file["longest"]))
+    words = random.sample(file["words"], random.randint(1, file["longest"]))
     return {"words": ", ".join(words)}, answer(words)
 
 
@@ -53,7 +47,7 @@ def unrelated(
     *,
     exercises: int | None = None,
 ) -> TaskPrompt:
-    """One to three exercises of a kind, solved turn by turn; the last one is open.
+    """A few exercises of a kind, solved turn by turn; the last one is open.
 
     ``kind`` is one of ``EXERCISES``. The span is what the exercise is about.
     """
@@ -63,7 +57,7 @@ def unrelated(
     while True:
         fields, answer = EXERCISES[kind](random)
         content = " ".join(fields.values())
-        if held_out(content) != (split == "held_out"):
+        if split_of(content) != split:
             continue
         text = wording(random, file[kind], split).format(**fields)
         messages.append(user(text))
