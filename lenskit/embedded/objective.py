@@ -29,7 +29,7 @@ def objective(
     """
     wanted = pad(batch.target[:, 1:], (0, 1))
     hidden, price = run(model, batch.ids, wanted, batch.mask, batch.closing if priced else None)
-    logits = model.lm_head(hidden).float()
+    logits = model.lm_head(hidden).to(hidden.dtype)
     return cross_entropy(logits, batch.ids[batch.target], reduction="sum"), price.sum()
 
 

@@ -23,16 +23,17 @@ SHAPE = (
 )
 
 
-def run_settings(model: LlamaForCausalLM, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a resumed run must share with the run that wrote the state, as plain JSON.
-
-    The settings of a group stand beside the others, and not in a mapping of their own.
-    """
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose groups stand beside the others, each name with its spaces, as plain JSON."""
     plain: dict[str, Any] = {}
     for name, value in settings.items():
         plain |= value if isinstance(value, Mapping) else {name: value}
-    plain |= {name: getattr(model.config, name) for name in SHAPE}
-    return json.loads(json.dumps(plain))
+    return json.loads(json.dumps({name.replace("_", " "): v for name, v in plain.items()}))
+
+
+def run_settings(model: LlamaForCausalLM, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resumed run must share with the run that wrote the state, as plain JSON."""
+    return {**settings, **{name: getattr(model.config, name) for name in SHAPE}}
 
 
 def save_state(

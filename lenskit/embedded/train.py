@@ -37,7 +37,7 @@ from lenskit.embedded.masks import Narrowing
 from lenskit.embedded.objective import objective, price_at
 from lenskit.embedded.optimizers import optimizers, schedule
 from lenskit.embedded.recipe import Recipe, Size, new_model, with_concepts
-from lenskit.embedded.state import load_state, run_settings, save_state
+from lenskit.embedded.state import flat, load_state, run_settings, save_state
 from lenskit.embedded.tokenizer import train_tokenizer
 
 TOKENIZER_DIALOGUES = 30_000
@@ -143,7 +143,7 @@ def train_model(
     """
     grammar = with_concepts(load_grammar(), recipe.concepts)
     optims = optimizers(model, recipe.learning_rate)
-    settings = run_settings(model, asdict(recipe))
+    settings = run_settings(model, flat(asdict(recipe)))
     start, log = 0, list[dict]()
     if state is not None:
         if state.exists():
@@ -215,7 +215,7 @@ def train_and_save(
 
     def save(folder: Path, log: list[dict]) -> None:
         facts = {"parameters": model.num_parameters(), "device": device}
-        save_model(folder, model, tokenizer, facts | {"recipe": asdict(recipe), "log": log})
+        save_model(folder, model, tokenizer, facts | flat(asdict(recipe)) | {"log": log})
 
     def checkpoint(step: int, log: list[dict]) -> None:
         if checkpoint_every and step % checkpoint_every == 0:
