@@ -31,12 +31,12 @@ from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizer
 
 from lenskit.embedded.batches import Batch, encode, micro_batches
 from lenskit.embedded.card import write_card
-from lenskit.embedded.corpus import FIRST_MIXTURE, MIXTURE, dialogues
+from lenskit.embedded.corpus import dialogues
 from lenskit.embedded.grammar import Grammar, load_grammar
 from lenskit.embedded.masks import Narrowing
 from lenskit.embedded.objective import objective, price_at
 from lenskit.embedded.optimizers import optimizers, schedule
-from lenskit.embedded.recipe import Recipe, Size, new_model, with_concepts
+from lenskit.embedded.recipe import Recipe, Size, mixture_at, new_model, with_concepts
 from lenskit.embedded.state import flat, load_state, run_settings, save_state
 from lenskit.embedded.tokenizer import train_tokenizer
 
@@ -49,7 +49,7 @@ def new_tokenizer(grammar: Grammar, recipe: Recipe) -> PreTrainedTokenizerFast:
     """The tokenizer of a run, learnt from dialogues of both mixtures."""
     texts = [
         dialogue
-        for mixture in (FIRST_MIXTURE, MIXTURE)
+        for mixture in (mixture_at(recipe, 0), mixture_at(recipe, recipe.steps))
         for dialogue in islice(dialogues(grammar, recipe.seed, mixture), TOKENIZER_DIALOGUES // 2)
     ]
     return train_tokenizer(texts, recipe.size.vocabulary)
@@ -64,11 +64,10 @@ def draw(
 ) -> list[Batch]:
     """The micro-batches of one step, of at most ``tokens`` each: they follow from seed and step."""
     random = Random(f"{recipe.seed}:{step}")
-    first = step < recipe.first * recipe.steps
-    stream = dialogues(grammar, random.getrandbits(48), FIRST_MIXTURE if first else MIXTURE)
+    stream = dialogues(grammar, random.getrandbits(48), mixture_at(recipe, step))
     chosen = list(islice(stream, recipe.batch))
     rows = encode(tokenizer, chosen)
-    if not first:
+    if step >= recipe.first * recipe.steps:
         sights = [recipe.narrowing.draw(random) if d.may_be_narrow else None for d in chosen]
         rows = [replace(row, sight=sight) for row, sight in zip(rows, sights, strict=True)]
     return micro_batches(rows, tokens, tokenizer)
@@ -142,13 +141,8 @@ def train_model(
     ValueError for the state of a run with other settings.
     """
     grammar = with_concepts(load_grammar(), recipe.concepts)
-    optims = optimizers(model, recipe.learning_rate)
     settings = run_settings(model, flat(asdict(recipe)))
     start, log = 0, list[dict]()
-    if state is not None:
-        if state.exists():
-            start, log = load_state(state, model, optims, settings)
-        state.parent.mkdir(parents=True, exist_ok=True)
     model.train()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
@@ -156,6 +150,11 @@ def train_model(
         ThreadPoolExecutor(1) as ahead,
         Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not progress) as bar,
     ):
+        optims = optimizers(model, recipe.learning_rate, workers.map)
+        if state is not None:
+            if state.exists():
+                start, log = load_state(state, model, optims, settings)
+            state.parent.mkdir(parents=True, exist_ok=True)
         task = bar.add_task("training", total=recipe.steps, completed=start)
         began = time.perf_counter()
         coming = ahead.submit(draw, grammar, tokenizer, recipe, start, micro_batch)
@@ -210,6 +209,8 @@ def train_and_save(
     checkpoint_every: int = 0,
 ) -> None:
     """Train by ``recipe`` and write the model's folder, with checkpoints beside ``state``."""
+    # The cores are the workers'; a second team of threads beside them only waits for them.
+    torch.set_num_threads(1)
     tokenizer = new_tokenizer(with_concepts(load_grammar(), recipe.concepts), recipe)
     model = new_model(tokenizer, recipe.size, recipe.seed).to(device)
 
@@ -292,6 +293,9 @@ def train(
     concepts: Annotated[
         int, typer.Option(help="how many concepts, evenly over the classes; 0: all")
     ] = DEFAULT.concepts,
+    without: Annotated[
+        list[str] | None, typer.Option(help="a task to leave out, by name; may be repeated")
+    ] = None,
     device: str = "cpu",
     threads: Annotated[int, typer.Option(help="micro-batches at a time; 0: one per core")] = 0,
     micro_batch: Annotated[
@@ -314,6 +318,7 @@ def train(
         narrowing=Narrowing(narrow, hidden, forgotten),
         size=Size(blocks, d_model, heads, kv_heads, vocabulary),
         concepts=concepts,
+        without=tuple(without or ()),
     )
     train_and_save(
         recipe,
