@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
 TRAIN = "python -m lenskit.embedded.train"
 EVALUATE = "python -m lenskit.embedded.evaluate"
+ABLATE = "python -m lenskit.embedded.ablation"
 HEAD = """---
 license: mit
 library_name: transformers
@@ -32,8 +34,28 @@ def _facts(values: dict, skip: str = "") -> str:
     return "\n".join(f"| {key} | {text(value)} |" for key, value in values.items() if key != skip)
 
 
+def _ablation(file: Path) -> str:
+    """A column for each model of the ablation, a row for each figure."""
+    with file.open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    value = {(row["model"], row["measure"]): float(row["value"]) for row in rows}
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    lines = [
+        f"| what | {' | '.join(models)} |",
+        f"| --- |{' --- |' * len(models)}",
+        *(
+            f"| {name} | " + " | ".join(f"{value[m, name]:.2f}" for m in models) + " |"
+            for name in dict.fromkeys(row["measure"] for row in rows)
+        ),
+    ]
+    return "\n".join(lines)
+
+
 def write_card(folder: Path) -> None:
-    """Write the folder's ``README.md`` from its ``training.json`` and ``evaluation.json``."""
+    """Write the folder's ``README.md`` from what was kept of its training and measurements.
+
+    That is ``training.json`` and, where they are there, ``evaluation.json`` and ``ablation.csv``.
+    """
     training = json.loads((folder / "training.json").read_text())
     log = training["log"]
     ten = sorted({round(k * (len(log) - 1) / 9) for k in range(10)}) if log else []
@@ -48,5 +70,10 @@ def write_card(folder: Path) -> None:
         found = json.loads((folder / "evaluation.json").read_text())
         parts.append(
             f"## Measured\n`{EVALUATE}`\n\n| what | value |\n| --- | --- |\n{_facts(found)}\n"
+        )
+    if (folder / "ablation.csv").exists():
+        parts.append(
+            f"## What each ingredient brings\n`{ABLATE}`: models of reduced size\n\n"
+            f"{_ablation(folder / 'ablation.csv')}\n"
         )
     (folder / "README.md").write_text("\n".join(parts))

@@ -20,7 +20,6 @@ class _Normalised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, eps: float) -> Tensor:
-        x = x.float()
         scale = torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(eps).rsqrt_()[..., None]
         y = x * scale
         ctx.save_for_backward(y, scale)
@@ -34,11 +33,11 @@ class _Normalised(torch.autograd.Function):
 
 
 def rotations(
-    model: LlamaForCausalLM, positions: int, device: torch.device
+    model: LlamaForCausalLM, positions: int, like: Tensor
 ) -> Complex[Tensor, "pos 1 pair"]:
     """What the rotary embedding turns each pair of a head's dimensions by, as complex numbers."""
-    place = torch.arange(positions, device=device, dtype=torch.float32)
-    inverse = model.model.rotary_emb.inv_freq.to(device).float()
+    place = torch.arange(positions, device=like.device, dtype=like.dtype)
+    inverse = model.model.rotary_emb.inv_freq.to(like)
     angle = torch.outer(place, inverse)
     return torch.polar(torch.ones_like(angle), angle)[:, None]
 
@@ -65,7 +64,7 @@ def closing_attention(
         if mask is None
         else mask[:, 0].gather(1, closing[..., None].expand(-1, -1, k.shape[2]))
     )
-    pattern = scores.float().masked_fill(~seen[:, None], -torch.inf).softmax(-1)
+    pattern = scores.to(q.dtype).masked_fill(~seen[:, None], -torch.inf).softmax(-1)
     own = pattern.gather(-1, closing[:, None, :, None].expand(-1, heads, -1, -1))[..., 0]
     return 1 - pattern[..., 0] - own
 
@@ -83,18 +82,13 @@ def run(
     where ``closing`` is not given. ``mask`` says which keys each query sees, by default all up to
     itself.
     """
-    config, decoder = model.config, model.model
-    eps, heads, kv_heads = (
-        config.rms_norm_eps,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-    )
+    config, decoder, eps = model.config, model.model, model.config.rms_norm_eps
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     d_head = config.hidden_size // heads
     rows, width = ids.shape
-    turn = rotations(model, width, ids.device)
     number = torch.arange(rows, device=ids.device)[:, None]
     x = decoder.embed_tokens(ids)
-    price = x.new_zeros(rows, dtype=torch.float32)
+    turn, price = rotations(model, width, x), x.new_zeros(rows)
     last = len(decoder.layers) - 1
     for i, block in enumerate(decoder.layers):
         attn, mlp = block.self_attn, block.mlp
@@ -103,7 +97,7 @@ def run(
         turned = torch.cat(
             [_interleaved(attn.q_proj.weight, d_head), _interleaved(attn.k_proj.weight, d_head)]
         )
-        qk = linear(normed, turned * before).float().view(rows, width, -1, d_head // 2, 2)
+        qk = linear(normed, turned * before).to(x.dtype).view(rows, width, -1, d_head // 2, 2)
         qk = torch.view_as_real(torch.view_as_complex(qk) * turn).flatten(-2).transpose(1, 2)
         q, k = qk[:, :heads], qk[:, heads:]
         v = linear(normed, attn.v_proj.weight * before)

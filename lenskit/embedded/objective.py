@@ -9,6 +9,7 @@ needed, so that a concept which is not active is not fetched.
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
@@ -29,8 +30,24 @@ def objective(
     """
     wanted = pad(batch.target[:, 1:], (0, 1))
     hidden, price = run(model, batch.ids, wanted, batch.mask, batch.closing if priced else None)
-    logits = model.lm_head(hidden).float()
+    logits = model.lm_head(hidden).to(hidden.dtype)
     return cross_entropy(logits, batch.ids[batch.target], reduction="sum"), price.sum()
+
+
+def gradient(
+    model: LlamaForCausalLM, batch: Batch, targets: int, rows: int, price: float
+) -> tuple[tuple[Tensor, ...], float, float]:
+    """The gradient of one micro-batch's part of the loss; its cross entropy and price, summed.
+
+    The loss of a step of ``targets`` tokens in ``rows`` rows is the mean over tokens of the cross
+    entropy plus ``price`` times the mean over rows of the price on attention.
+    """
+    device = model.device
+    # On a CPU without matrix units bfloat16 is no faster than float32.
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
+        entropy, paid = objective(model, batch.to(device), priced=price > 0)
+    loss = entropy / targets + price * paid / rows
+    return torch.autograd.grad(loss, tuple(model.parameters())), entropy.item(), paid.item()
 
 
 def price_at(step: int, steps: int, price: float, ramp: tuple[float, float] = RAMP) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lenskit.embedded.corpus import FIRST_MIXTURE, MIXTURE
+from lenskit.embedded.dialogue import Task
 from lenskit.embedded.grammar import Grammar
 from lenskit.embedded.masks import Narrowing
 from lenskit.embedded.objective import RAMP
@@ -36,6 +39,7 @@ class Recipe:
     The first ``first`` of the steps (a share) draw from ``FIRST_MIXTURE`` and have no narrow
     dialogues; the others draw from ``MIXTURE``. ``concepts``: how many concepts, evenly over the
     classes; 0 for all. ``ramp``: between which shares of the steps the price rises to ``price``.
+    ``without``: names of tasks that are left out of both mixtures.
     """
 
     steps: int = 4000
@@ -48,6 +52,19 @@ class Recipe:
     narrowing: Narrowing = Narrowing()
     size: Size = Size()
     concepts: int = 0
+    without: tuple[str, ...] = ()
+
+
+def mixture_at(recipe: Recipe, step: int) -> Mapping[Task, float]:
+    """The tasks that a step draws from and their shares.
+
+    Raises ValueError for a name in ``recipe.without`` that is no task.
+    """
+    names = {task.__name__ for mixture in (FIRST_MIXTURE, MIXTURE) for task in mixture}
+    if unknown := sorted(set(recipe.without) - names):
+        raise ValueError(f"without={unknown} are no tasks; there are {', '.join(sorted(names))}")
+    mixture = FIRST_MIXTURE if step < recipe.first * recipe.steps else MIXTURE
+    return {task: s for task, s in mixture.items() if task.__name__ not in recipe.without}
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, size: Size, seed: int) -> LlamaForCausalLM:

@@ -1,4 +1,7 @@
-"""The state of a training run in one safetensors file, so that it can be stopped and resumed."""
+"""What a training run writes: its state, so that it can be stopped and resumed, and the model.
+
+The state is one safetensors file, the model an ordinary Hugging Face folder.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lenskit.embedded.card import write_card
 
 SHAPE = (
     "vocab_size",
@@ -23,16 +28,17 @@ SHAPE = (
 )
 
 
-def run_settings(model: LlamaForCausalLM, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a resumed run must share with the run that wrote the state, as plain JSON.
-
-    The settings of a group stand beside the others, and not in a mapping of their own.
-    """
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose groups stand beside the others, each name with its spaces, as plain JSON."""
     plain: dict[str, Any] = {}
     for name, value in settings.items():
         plain |= value if isinstance(value, Mapping) else {name: value}
-    plain |= {name: getattr(model.config, name) for name in SHAPE}
-    return json.loads(json.dumps(plain))
+    return json.loads(json.dumps({name.replace("_", " "): v for name, v in plain.items()}))
+
+
+def run_settings(model: LlamaForCausalLM, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resumed run must share with the run that wrote the state, as plain JSON."""
+    return {**settings, **{name: getattr(model.config, name) for name in SHAPE}}
 
 
 def save_state(
@@ -93,3 +99,22 @@ def load_state(
                 state.setdefault(int(j), {})[key] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return int(metadata["step"]), json.loads(metadata["log"])
+
+
+def save_model(
+    folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, figures: dict
+) -> None:
+    """An ordinary Hugging Face folder with 16-bit weights that ``transformers`` alone can load."""
+    half = LlamaForCausalLM(model.config)
+    half.load_state_dict(model.state_dict())
+    half.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False,
+        max_new_tokens=50,
+    ).save_pretrained(folder)
+    (folder / "training.json").write_text(json.dumps(figures, indent=1) + "\n")
+    write_card(folder)

@@ -6,7 +6,6 @@ safetensors, so a run that was stopped and started again ends where it would hav
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,18 +25,16 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from torch import Tensor
-from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lenskit.embedded.batches import Batch, encode, micro_batches
-from lenskit.embedded.card import write_card
-from lenskit.embedded.corpus import FIRST_MIXTURE, MIXTURE, dialogues
+from lenskit.embedded.corpus import dialogues
 from lenskit.embedded.grammar import Grammar, load_grammar
 from lenskit.embedded.masks import Narrowing
-from lenskit.embedded.objective import objective, price_at
+from lenskit.embedded.objective import gradient, price_at
 from lenskit.embedded.optimizers import optimizers, schedule
-from lenskit.embedded.recipe import Recipe, Size, new_model, with_concepts
-from lenskit.embedded.state import load_state, run_settings, save_state
+from lenskit.embedded.recipe import Recipe, Size, mixture_at, new_model, with_concepts
+from lenskit.embedded.state import flat, load_state, run_settings, save_model, save_state
 from lenskit.embedded.tokenizer import train_tokenizer
 
 TOKENIZER_DIALOGUES = 30_000
@@ -49,7 +46,7 @@ def new_tokenizer(grammar: Grammar, recipe: Recipe) -> PreTrainedTokenizerFast:
     """The tokenizer of a run, learnt from dialogues of both mixtures."""
     texts = [
         dialogue
-        for mixture in (FIRST_MIXTURE, MIXTURE)
+        for mixture in (mixture_at(recipe, 0), mixture_at(recipe, recipe.steps))
         for dialogue in islice(dialogues(grammar, recipe.seed, mixture), TOKENIZER_DIALOGUES // 2)
     ]
     return train_tokenizer(texts, recipe.size.vocabulary)
@@ -64,30 +61,13 @@ def draw(
 ) -> list[Batch]:
     """The micro-batches of one step, of at most ``tokens`` each: they follow from seed and step."""
     random = Random(f"{recipe.seed}:{step}")
-    first = step < recipe.first * recipe.steps
-    stream = dialogues(grammar, random.getrandbits(48), FIRST_MIXTURE if first else MIXTURE)
+    stream = dialogues(grammar, random.getrandbits(48), mixture_at(recipe, step))
     chosen = list(islice(stream, recipe.batch))
     rows = encode(tokenizer, chosen)
-    if not first:
+    if step >= recipe.first * recipe.steps:
         sights = [recipe.narrowing.draw(random) if d.may_be_narrow else None for d in chosen]
         rows = [replace(row, sight=sight) for row, sight in zip(rows, sights, strict=True)]
     return micro_batches(rows, tokens, tokenizer)
-
-
-def gradient(
-    model: LlamaForCausalLM, batch: Batch, targets: int, rows: int, price: float
-) -> tuple[tuple[Tensor, ...], float, float]:
-    """The gradient of one micro-batch's part of the loss; its cross entropy and price, summed.
-
-    The loss of a step of ``targets`` tokens in ``rows`` rows is the mean over tokens of the cross
-    entropy plus ``price`` times the mean over rows of the price on attention.
-    """
-    device = model.device
-    # On a CPU without matrix units bfloat16 is no faster than float32.
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
-        entropy, paid = objective(model, batch.to(device), priced=price > 0)
-    loss = entropy / targets + price * paid / rows
-    return torch.autograd.grad(loss, tuple(model.parameters())), entropy.item(), paid.item()
 
 
 def train_step(
@@ -142,13 +122,8 @@ def train_model(
     ValueError for the state of a run with other settings.
     """
     grammar = with_concepts(load_grammar(), recipe.concepts)
-    optims = optimizers(model, recipe.learning_rate)
-    settings = run_settings(model, asdict(recipe))
+    settings = run_settings(model, flat(asdict(recipe)))
     start, log = 0, list[dict]()
-    if state is not None:
-        if state.exists():
-            start, log = load_state(state, model, optims, settings)
-        state.parent.mkdir(parents=True, exist_ok=True)
     model.train()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
@@ -156,6 +131,11 @@ def train_model(
         ThreadPoolExecutor(1) as ahead,
         Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not progress) as bar,
     ):
+        optims = optimizers(model, recipe.learning_rate, workers.map)
+        if state is not None:
+            if state.exists():
+                start, log = load_state(state, model, optims, settings)
+            state.parent.mkdir(parents=True, exist_ok=True)
         task = bar.add_task("training", total=recipe.steps, completed=start)
         began = time.perf_counter()
         coming = ahead.submit(draw, grammar, tokenizer, recipe, start, micro_batch)
@@ -179,25 +159,6 @@ def train_model(
     return log
 
 
-def save_model(
-    folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, figures: dict
-) -> None:
-    """An ordinary Hugging Face folder with 16-bit weights that ``transformers`` alone can load."""
-    half = LlamaForCausalLM(model.config)
-    half.load_state_dict(model.state_dict())
-    half.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        do_sample=False,
-        max_new_tokens=50,
-    ).save_pretrained(folder)
-    (folder / "training.json").write_text(json.dumps(figures, indent=1) + "\n")
-    write_card(folder)
-
-
 def train_and_save(
     recipe: Recipe,
     out: Path,
@@ -206,7 +167,7 @@ def train_and_save(
     device: str = "cpu",
     threads: int = 1,
     save_every: int = 100,
-    micro_batch: int = MICRO_BATCH,
+    micro_batch: int = 0,
     checkpoint_every: int = 0,
 ) -> None:
     """Train by ``recipe`` and write the model's folder, with checkpoints beside ``state``."""
@@ -215,23 +176,29 @@ def train_and_save(
 
     def save(folder: Path, log: list[dict]) -> None:
         facts = {"parameters": model.num_parameters(), "device": device}
-        save_model(folder, model, tokenizer, facts | {"recipe": asdict(recipe), "log": log})
+        save_model(folder, model, tokenizer, facts | flat(asdict(recipe)) | {"log": log})
 
     def checkpoint(step: int, log: list[dict]) -> None:
         if checkpoint_every and step % checkpoint_every == 0:
             folder = out if state is None else state.parent
             save(folder / f"checkpoint-{step}", log)
 
-    log = train_model(
-        model,
-        tokenizer,
-        recipe,
-        state=state,
-        save_every=save_every,
-        threads=threads,
-        micro_batch=micro_batch,
-        checkpoint=checkpoint,
-    )
+    # The cores are the workers'; a second team of threads beside them only waits for them.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        log = train_model(
+            model,
+            tokenizer,
+            recipe,
+            state=state,
+            save_every=save_every,
+            threads=threads if device == "cpu" else 1,
+            micro_batch=micro_batch or (MICRO_BATCH if device == "cpu" else 16 * MICRO_BATCH),
+            checkpoint=checkpoint,
+        )
+    finally:
+        torch.set_num_threads(before)
     save(out, log)
 
 
@@ -292,11 +259,20 @@ def train(
     concepts: Annotated[
         int, typer.Option(help="how many concepts, evenly over the classes; 0: all")
     ] = DEFAULT.concepts,
+    without: Annotated[
+        list[str] | None, typer.Option(help="a task to leave out, by name; may be repeated")
+    ] = None,
     device: str = "cpu",
-    threads: Annotated[int, typer.Option(help="micro-batches at a time; 0: one per core")] = 0,
+    threads: Annotated[
+        int, typer.Option(help="micro-batches at a time on a CPU; 0: one per core")
+    ] = 0,
     micro_batch: Annotated[
-        int, typer.Option(help="most tokens of a micro-batch: bears on speed and memory alone")
-    ] = MICRO_BATCH,
+        int,
+        typer.Option(
+            help="most tokens of a micro-batch, which bears on speed and memory alone; 0: 1,024 "
+            "on a CPU and 16,384 elsewhere"
+        ),
+    ] = 0,
     save_every: int = 100,
     checkpoint_every: Annotated[
         int, typer.Option(help="steps between checkpoints, folders beside the state; 0: none")
@@ -314,6 +290,7 @@ def train(
         narrowing=Narrowing(narrow, hidden, forgotten),
         size=Size(blocks, d_model, heads, kv_heads, vocabulary),
         concepts=concepts,
+        without=tuple(without or ()),
     )
     train_and_save(
         recipe,

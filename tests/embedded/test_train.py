@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -10,22 +11,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from typer.testing import CliRunner
 
 from lenskit.embedded import train
+from lenskit.embedded.batches import Batch, encode, micro_batches
 from lenskit.embedded.corpus import dialogues
 from lenskit.embedded.grammar import load_grammar
+from lenskit.embedded.masks import Narrowing
+from lenskit.embedded.objective import objective
+from lenskit.embedded.optimizers import Muon, optimizers, orthogonalised, schedule
+from lenskit.embedded.recipe import Recipe, Size, new_model, with_concepts
+from lenskit.embedded.state import load_state, save_state
 from lenskit.embedded.tokenizer import train_tokenizer
 
 GRAMMAR = load_grammar()
 SAMPLE = list(islice(dialogues(GRAMMAR, 4), 1500))
 TOKENIZER = train_tokenizer(SAMPLE, vocabulary=900)
-RUN = {
-    "steps": 4,
-    "batch": 6,
-    "learning_rate": 5e-3,
-    "seed": 3,
-    "first_steps": 2,
-    "parts": 2,
-    "progress": False,
-}
+RECIPE = Recipe(steps=4, batch=6, learning_rate=5e-3, seed=3, ramp=(0.25, 0.5))
+RUN = {"micro_batch": 300, "progress": False}
 
 
 def tiny(seed: int = 0, **sizes) -> LlamaForCausalLM:
@@ -55,9 +55,8 @@ def equal(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-def one_batch() -> tuple[torch.Tensor, torch.Tensor]:
-    rows = train.encode(TOKENIZER, SAMPLE[:8])
-    return train.micro_batches(rows, 1, TOKENIZER.pad_token_id)[0]
+def batches(number: int, tokens: int = 10**6) -> list[Batch]:
+    return micro_batches(encode(TOKENIZER, SAMPLE[:number]), tokens, TOKENIZER)
 
 
 class Stopped(Exception):
@@ -81,14 +80,14 @@ def test_a_run_stopped_and_resumed_ends_with_the_weights_of_one_that_was_not(
     tmp_path, monkeypatch, stop
 ):
     through = tiny()
-    log = train.train_model(through, TOKENIZER, **RUN)
+    log = train.train_model(through, TOKENIZER, RECIPE, **RUN)
     state = tmp_path / "kept" / "state.safetensors"
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(train, "save_state", falls_after(stop))
-        train.train_model(tiny(), TOKENIZER, **RUN, state=state, save_every=1)
+        train.train_model(tiny(), TOKENIZER, RECIPE, **RUN, state=state, save_every=1)
     # Another start, so that whatever is not restored shows.
     resumed = tiny(seed=1)
-    again = train.train_model(resumed, TOKENIZER, **RUN, state=state, save_every=1)
+    again = train.train_model(resumed, TOKENIZER, RECIPE, **RUN, state=state, save_every=1)
     assert equal(weights(resumed), weights(through))
     assert [(e["step"], e["loss"]) for e in again] == [(e["step"], e["loss"]) for e in log]
     assert not equal(weights(through), weights(tiny()))
@@ -97,10 +96,10 @@ def test_a_run_stopped_and_resumed_ends_with_the_weights_of_one_that_was_not(
 def test_a_finished_run_that_is_started_again_changes_nothing(tmp_path):
     state = tmp_path / "state.safetensors"
     model = tiny()
-    log = train.train_model(model, TOKENIZER, **RUN, state=state)
+    log = train.train_model(model, TOKENIZER, RECIPE, **RUN, state=state)
     before = state.read_bytes()
     again = tiny(seed=1)
-    assert train.train_model(again, TOKENIZER, **RUN, state=state) == log
+    assert train.train_model(again, TOKENIZER, RECIPE, **RUN, state=state) == log
     assert equal(weights(again), weights(model))
     assert state.read_bytes() == before
 
@@ -111,157 +110,150 @@ def test_a_finished_run_that_is_started_again_changes_nothing(tmp_path):
         ({"seed": 4}, "seed 3 .now 4"),
         ({"batch": 7}, "batch 6 .now 7"),
         ({"steps": 5}, "steps 4 .now 5"),
-        ({"learning_rate": 1e-3}, "learning_rate 0.005 .now 0.001"),
+        ({"learning_rate": 1e-3}, "learning rate 0.005 .now 0.001"),
+        ({"price": 0.2}, "price 0.1 .now 0.2"),
+        ({"narrowing": Narrowing(hidden=0.1)}, "hidden 0.6 .now 0.1"),
     ],
 )
 def test_the_state_of_a_run_with_other_settings_is_refused(tmp_path, other, named):
     state = tmp_path / "state.safetensors"
-    train.train_model(tiny(), TOKENIZER, **RUN, state=state)
+    train.train_model(tiny(), TOKENIZER, RECIPE, **RUN, state=state)
     model = tiny()
     with pytest.raises(ValueError, match=named):
-        train.train_model(model, TOKENIZER, **{**RUN, **other}, state=state)
+        train.train_model(model, TOKENIZER, replace(RECIPE, **other), **RUN, state=state)
     assert equal(weights(model), weights(tiny()))
 
 
 def test_the_state_of_a_model_of_another_shape_is_refused(tmp_path):
     state = tmp_path / "state.safetensors"
-    train.train_model(tiny(), TOKENIZER, **RUN, state=state)
+    train.train_model(tiny(), TOKENIZER, RECIPE, **RUN, state=state)
     with pytest.raises(ValueError, match="num_key_value_heads 2 .now 4"):
-        train.train_model(tiny(num_key_value_heads=4), TOKENIZER, **RUN, state=state)
+        train.train_model(tiny(num_key_value_heads=4), TOKENIZER, RECIPE, **RUN, state=state)
 
 
 def test_a_state_that_does_not_name_its_settings_is_refused(tmp_path):
     state, model = tmp_path / "state.safetensors", tiny()
-    train.save_state(state, model, train.optimizers(model, 1e-3), 2, [])
+    save_state(state, model, optimizers(model, 1e-3), 2, [])
     with pytest.raises(ValueError, match="seed unknown .now 3"):
-        train.train_model(tiny(), TOKENIZER, **RUN, state=state)
-    assert train.load_state(state, tiny(), train.optimizers(model, 1e-3)) == (2, [])
+        train.train_model(tiny(), TOKENIZER, RECIPE, **RUN, state=state)
+    assert load_state(state, tiny(), optimizers(model, 1e-3)) == (2, [])
 
 
 def test_only_the_answers_to_learn_and_their_ends_are_targets():
-    for dialogue, (ids, target) in zip(SAMPLE, train.encode(TOKENIZER, SAMPLE), strict=True):
+    for dialogue, row in zip(SAMPLE, encode(TOKENIZER, SAMPLE), strict=True):
         answers = [m["content"] for m in dialogue.messages if m["role"] == "assistant"]
         wanted = "".join(
             f"{a}<|eot_id|>" for a, learn in zip(answers, dialogue.learn, strict=True) if learn
         )
-        assert TOKENIZER.decode(ids[target]) == wanted
-        assert len(ids) == len(target)
+        assert TOKENIZER.decode(row.ids[row.target]) == wanted
+        assert len(row.ids) == len(row.target)
 
 
-def independent_loss(model, rows) -> float:
+def independent_loss(model, row) -> float:
     """Each target token on its own: the model reads what stands before it, and nothing else."""
     total = 0.0
-    for ids, target in rows:
-        for place in target.nonzero().flatten().tolist():
-            logits = model(input_ids=ids[None, :place]).logits[0, -1].double()
-            total -= torch.log_softmax(logits, 0)[ids[place]].item()
+    for place in row.target.nonzero().flatten().tolist():
+        logits = model(input_ids=row.ids[None, :place]).logits[0, -1].double()
+        total -= torch.log_softmax(logits, 0)[row.ids[place]].item()
     return total
 
 
 @torch.no_grad()
 def test_the_loss_is_that_of_the_target_tokens_alone():
     model = tiny().eval()
-    rows = train.encode(TOKENIZER, [SAMPLE[i] for i in range(6)])
-    batches = train.micro_batches(rows, 2, TOKENIZER.pad_token_id)
-    loss = sum(train.target_loss(model, ids, target).item() for ids, target in batches)
-    assert loss == pytest.approx(independent_loss(model, rows), rel=1e-5)
+    rows = encode(TOKENIZER, SAMPLE[:6])
+    loss = sum(objective(model, batch)[0].item() for batch in batches(6, 300))
+    assert loss == pytest.approx(sum(independent_loss(model, row) for row in rows), rel=1e-5)
 
 
 @torch.no_grad()
 def test_the_loss_is_hugging_faces_own_when_labels_leave_out_the_same_tokens():
     model = tiny().eval()
-    [(ids, target)] = train.micro_batches(train.encode(TOKENIZER, SAMPLE[:8]), 1, 0)
-    labels = ids.masked_fill(~target, -100)
-    expected = model(input_ids=ids, labels=labels).loss * target.sum()
-    torch.testing.assert_close(train.target_loss(model, ids, target), expected)
+    [batch] = batches(8)
+    labels = batch.ids.masked_fill(~batch.target, -100)
+    expected = model(input_ids=batch.ids, labels=labels).loss * batch.target.sum()
+    torch.testing.assert_close(objective(model, batch)[0], expected)
 
 
-@pytest.mark.parametrize("parts", [2, 3, 8])
-def test_micro_batching_does_not_change_the_gradient(parts):
-    model = tiny().double()
-    rows = train.encode(TOKENIZER, SAMPLE[:10])
-
-    def gradients(number: int) -> dict[str, torch.Tensor]:
-        model.zero_grad()
-        for ids, target in train.micro_batches(rows, number, TOKENIZER.pad_token_id):
-            train.target_loss(model, ids, target).backward()
-        return {name: p.grad.clone() for name, p in model.named_parameters()}
-
-    whole, split = gradients(1), gradients(parts)
-    # The loss itself is taken in float32.
-    for name, gradient in whole.items():
-        torch.testing.assert_close(split[name], gradient, rtol=1e-4, atol=1e-5)
-        assert gradient.abs().sum() > 0
+def gradients(model, parts: list[Batch], price: float = 0.1) -> list[torch.Tensor]:
+    targets, rows = sum(int(b.target.sum()) for b in parts), sum(len(b.ids) for b in parts)
+    each = [train.gradient(model, b, targets, rows, price)[0] for b in parts]
+    return [sum(of_one) for of_one in zip(*each, strict=True)]
 
 
-def test_a_narrow_answer_sees_the_closing_tokens_and_itself_but_not_the_prompts_text():
-    ids, _ = one_batch()
-    header = TOKENIZER.convert_tokens_to_ids("<|start_header_id|>")
-    narrow = torch.arange(len(ids)) % 2 == 0
-    mask = train.bottleneck_mask(ids, narrow, header)
-    causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
-    for row in range(len(ids)):
-        if not narrow[row]:
-            assert torch.equal(mask[row, 0], causal)
-            continue
-        opens = int((ids[row] == header).nonzero()[-1])
-        for query in range(ids.shape[1]):
-            seen = set(mask[row, 0, query].nonzero().flatten().tolist())
-            if query < opens + 4:
-                assert seen == set(range(query + 1))
-            else:
-                assert seen == {0, *range(opens - 1, query + 1)}
-
-
-def test_a_mask_that_hides_nothing_leaves_the_loss_as_it_is():
-    ids, target = one_batch()
+@pytest.mark.parametrize("tokens", [1, 200, 700])
+def test_micro_batching_does_not_change_the_gradient(tokens):
     model = tiny()
-    header = TOKENIZER.convert_tokens_to_ids("<|start_header_id|>")
-    wide = torch.zeros(len(ids), dtype=torch.bool)
-    plain = train.target_loss(model, ids, target)
-    masked = train.target_loss(model, ids, target, train.bottleneck_mask(ids, wide, header))
-    torch.testing.assert_close(masked, plain)
-    narrow = train.target_loss(model, ids, target, train.bottleneck_mask(ids, ~wide, header))
-    assert float(narrow) != float(plain)
+    split = batches(10, tokens)
+    assert len(split) > 1
+    for found, expected in zip(gradients(model, split), gradients(model, batches(10)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        assert expected.abs().sum() > 0
 
 
-def test_micro_batches_hold_every_row_once_with_the_fewest_pads():
-    rows = train.encode(TOKENIZER, SAMPLE[:10])
-    batches = train.micro_batches(rows, 4, TOKENIZER.pad_token_id)
-    assert [len(ids) for ids, _ in batches] == [3, 3, 3, 1]
+def test_the_number_of_workers_does_not_change_the_weights():
+    trained = []
+    for threads in (1, 3):
+        model = tiny()
+        train.train_model(model, TOKENIZER, RECIPE, **RUN, threads=threads)
+        trained.append(weights(model))
+    assert equal(*trained)
+
+
+def test_micro_batches_hold_every_row_once_the_longest_first():
+    rows = encode(TOKENIZER, SAMPLE[:10])
+    split = micro_batches(rows, 300, TOKENIZER)
     found = [
         (ids[ids != 0].tolist(), target[ids != 0].tolist())
-        for batch in batches
-        for ids, target in zip(*batch, strict=True)
+        for batch in split
+        for ids, target in zip(batch.ids, batch.target, strict=True)
     ]
-    given = [(ids.tolist(), target.tolist()) for ids, target in rows]
-    assert sorted(found) == sorted(given)
-    assert all(not target[ids == 0].any() for ids, target in batches)
-    widths = [ids.shape[1] for ids, _ in batches]
-    assert widths == sorted(widths) and widths[-1] == max(len(ids) for ids, _ in rows)
+    assert sorted(found) == sorted((row.ids.tolist(), row.target.tolist()) for row in rows)
+    assert all(not batch.target[batch.ids == 0].any() for batch in split)
+    widths = [batch.ids.shape[1] for batch in split]
+    assert widths == sorted(widths, reverse=True)
+    assert all(batch.ids.numel() <= 300 or len(batch.ids) == 1 for batch in split)
+    assert max(len(batch.ids) for batch in split) > 1
+
+
+def test_only_dialogues_that_may_be_narrow_are_and_none_before_the_second_mixture(monkeypatch):
+    seen = []
+    stream = train.dialogues
+    monkeypatch.setattr(
+        train,
+        "dialogues",
+        lambda *a: (replace(d, may_be_narrow=i % 2 == 0) for i, d in enumerate(stream(*a))),
+    )
+    monkeypatch.setattr(train, "micro_batches", lambda rows, *_: seen.append(rows) or [])
+    recipe = replace(RECIPE, batch=12, narrowing=Narrowing(narrow=1.0))
+    for step in range(4):
+        train.draw(GRAMMAR, TOKENIZER, recipe, step)
+    assert all(row.sight is None for rows in seen[:2] for row in rows)
+    for rows in seen[2:]:
+        assert [row.sight is not None for row in rows] == [True, False] * 6
 
 
 def test_the_dialogues_of_a_step_depend_on_seed_and_step_alone(monkeypatch):
     seen = []
-    encode = train.encode
     monkeypatch.setattr(train, "encode", lambda t, batch: seen.append(batch) or encode(t, batch))
-    train.train_model(tiny(), TOKENIZER, **RUN)
-    train.train_model(tiny(num_hidden_layers=1), TOKENIZER, **{**RUN, "steps": 2, "parts": 1})
-    assert seen[:2] == seen[4:]
+    train.train_model(tiny(), TOKENIZER, RECIPE, **RUN)
+    train.train_model(tiny(num_hidden_layers=1), TOKENIZER, RECIPE, micro_batch=9, progress=False)
+    half = len(seen) // 2
+    assert seen[:half] == seen[half:]
     assert seen[0] != seen[1]
 
 
 def test_the_rate_warms_up_and_decays_to_a_hundredth():
-    rates = [train.schedule(step, 3200) for step in range(3200)]
+    rates = [schedule(step, 3200) for step in range(3200)]
     assert rates[0] == 1 / 50 and max(rates) == rates[49] == rates[50] == 1
     assert rates[:50] == sorted(rates[:50]) and rates[50:] == sorted(rates[50:], reverse=True)
     assert rates[-1] == 0.01 and rates[1625] == pytest.approx(0.5)
-    assert all(0 < train.schedule(step, 3) <= 1 for step in range(3))
+    assert all(0 < schedule(step, 3) <= 1 for step in range(3))
 
 
 def test_each_parameter_has_one_optimizer_and_only_the_blocks_matrices_have_muon():
     model = tiny()
-    muon, adamw = train.optimizers(model, 1e-3)
+    muon, adamw = optimizers(model, 1e-3)
     groups = [[p for g in o.param_groups for p in g["params"]] for o in (muon, adamw)]
     names = {id(p): name for name, p in model.named_parameters()}
     inner, outer = ({names[id(p)] for p in group} for group in groups)
@@ -270,14 +262,57 @@ def test_each_parameter_has_one_optimizer_and_only_the_blocks_matrices_have_muon
     assert outer == {n for n in names.values() if "norm" in n} | {"model.embed_tokens.weight"}
 
 
+@pytest.mark.parametrize("shape", [(3, 24, 24), (2, 16, 40), (1, 40, 16)])
+def test_newton_schulz_keeps_the_singular_vectors_and_brings_the_values_near_one(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    for found, given in zip(orthogonalised(matrices), matrices, strict=True):
+        left, _, right = torch.linalg.svd(given, full_matrices=False)
+        values = torch.diagonal(left.T @ found @ right.T)
+        torch.testing.assert_close((left * values) @ right, found, atol=1e-4, rtol=0)
+        assert values[: len(values) // 2].min() > 0.6 and values.max() < 1.3
+
+
+def test_an_update_is_that_of_torchs_own_muon_but_for_its_16_bits():
+    def run(optimizer) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(2)
+        matrix = torch.nn.Parameter(torch.randn(12, 20, generator=generator))
+        optim = optimizer([matrix])
+        for _ in range(3):
+            matrix.grad = torch.randn(12, 20, generator=generator)
+            optim.step()
+        return matrix.detach()
+
+    options = {"lr": 0.01, "weight_decay": 0.05}
+    ours = run(lambda p: Muon(p, **options))
+    theirs = run(lambda p: torch.optim.Muon(p, **options, adjust_lr_fn="match_rms_adamw"))
+    start = run(lambda p: Muon(p, lr=0.0))
+    torch.testing.assert_close(ours - start, theirs - start, atol=5e-4, rtol=0)
+    assert (ours - start).abs().max() > 0.01
+
+
+def test_fewer_concepts_are_spread_evenly_over_the_classes():
+    few = with_concepts(GRAMMAR, 20)
+    assert {len(rules.entries) for rules in few.classes.values()} == {4}
+    for name, rules in few.classes.items():
+        whole = list(GRAMMAR.classes[name].entries)
+        places = [whole.index(concept) for concept in rules.entries]
+        assert places == sorted(places) and places[-1] >= len(whole) // 2
+    assert with_concepts(GRAMMAR, 0) is GRAMMAR
+    for wrong in (21, -5, 5000):
+        with pytest.raises(ValueError, match=f"concepts={wrong} does not spread evenly"):
+            with_concepts(GRAMMAR, wrong)
+
+
 def test_the_embedded_models_shape_and_start_come_from_its_seed():
-    model = train.new_model(TOKENIZER, 5)
+    size = Size(blocks=3, d_model=192, heads=6, kv_heads=2)
+    model = new_model(TOKENIZER, size, 5)
     config = model.config
-    assert (config.num_hidden_layers, config.hidden_size) == (8, 192)
-    assert (config.num_attention_heads, config.num_key_value_heads) == (8, 4)
+    assert (config.num_hidden_layers, config.hidden_size) == (3, 192)
+    assert (config.num_attention_heads, config.num_key_value_heads) == (6, 2)
+    assert config.intermediate_size == 448
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    assert equal(weights(model), weights(train.new_model(TOKENIZER, 5)))
-    assert not equal(weights(model), weights(train.new_model(TOKENIZER, 6)))
+    assert equal(weights(model), weights(new_model(TOKENIZER, size, 5)))
+    assert not equal(weights(model), weights(new_model(TOKENIZER, size, 6)))
 
 
 def test_a_saved_folder_is_an_ordinary_checkpoint_in_16_bit(tmp_path):
@@ -308,7 +343,7 @@ def test_a_saved_folder_is_an_ordinary_checkpoint_in_16_bit(tmp_path):
 
 def test_nothing_that_a_run_writes_is_a_pickle(tmp_path):
     model = tiny()
-    train.train_model(model, TOKENIZER, **RUN, state=tmp_path / "state.safetensors")
+    train.train_model(model, TOKENIZER, RECIPE, **RUN, state=tmp_path / "state.safetensors")
     train.save_model(tmp_path / "mini", model, TOKENIZER, {"parameters": 1, "log": []})
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".safetensors", ".json", ".jinja", ".md"}
@@ -321,12 +356,13 @@ def test_nothing_that_a_run_writes_is_a_pickle(tmp_path):
 
 
 def test_the_command_trains_saves_and_resumes(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "train_tokenizer", lambda stream: TOKENIZER)
+    monkeypatch.setattr(train, "new_tokenizer", lambda *_: TOKENIZER)
     app = train.typer.Typer()
     app.command()(train.train)
     out, state = tmp_path / "mini", tmp_path / "state.safetensors"
     options = f"--out {out} --state {state} --steps 2 --batch 4 --learning-rate 0.001 --seed 1"
-    options += " --device cpu --threads 1 --save-every 1 --parts 2"
+    options += " --device cpu --threads 1 --save-every 1 --micro-batch 300 --checkpoint-every 1"
+    options += " --blocks 2 --d-model 32 --heads 4 --kv-heads 2 --concepts 20"
     first = CliRunner().invoke(app, options.split())
     assert first.exit_code == 0, first.output
     figures = json.loads((out / "training.json").read_text())

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lenskit import Capture, Concept, PromptSet, Tokens
+from lenskit.embedded import ablation, measures
+from lenskit.embedded.card import write_card
+from lenskit.embedded.corpus import MIXTURE
+from lenskit.embedded.grammar import load_grammar
+from lenskit.embedded.recipe import Recipe, mixture_at
+
+GRAMMAR = load_grammar()
+
+
+def captured(attention: torch.Tensor) -> Capture:
+    """A capture of these patterns; every other prompt has a prefix."""
+    number, layers, _, candidates = attention.shape
+    ids = torch.zeros(number, 8, dtype=torch.long)
+    statements = [s for _, s in GRAMMAR.half("first")][:number]
+    name, rules = next(iter(GRAMMAR.classes.items()))
+    concept = next(iter(rules.entries))
+    prompts = PromptSet(
+        Concept(rules.prefix_for(concept), concept, name),
+        Tokens(ids, torch.ones_like(ids)),
+        torch.zeros_like(ids, dtype=torch.bool),
+        torch.arange(number) % 2 == 0,
+        tuple("abcde"[:candidates]),
+        tuple(statements),
+        torch.full((number,), -1),
+    )
+    resid = torch.zeros(number, layers, candidates, 4)
+    return Capture(prompts, attention, resid, "model")
+
+
+def test_the_gating_label_is_the_attention_that_varies_most_over_prefixed_prompts():
+    generator = torch.Generator().manual_seed(0)
+    attention = 0.05 * torch.rand(12, 2, 3, 4, generator=generator)
+    gate = torch.tensor([0.9, 0, 0.1, 0, 0.8, 0, 0.2, 0, 0.5, 0, 0.3, 0])
+    attention[:, 1, 2, 3] = gate
+    # Without a prefix there is none to attend to, however much the numbers vary.
+    attention[1::2, 0, 0, 0] = torch.tensor([0.0, 1, 0, 1, 0, 1])
+    found = measures.gating_label(captured(attention))
+    assert (found.block, found.head, found.candidate) == (1, 2, 3)
+    torch.testing.assert_close(found.label, gate / 0.9)
+    with pytest.raises(ValueError, match="no head's attention to the prefix varies"):
+        measures.gating_label(captured(torch.full((12, 2, 3, 4), 0.3)))
+
+
+def test_the_gating_labels_auroc_is_over_clear_prefixed_prompts(monkeypatch):
+    attention = torch.zeros(12, 1, 1, 2)
+    rate = torch.tensor([0.97, 0, 0.03, 0, 0.95, 0, 0.02, 0, 0.5, 0, 0.03, 0])
+    attention[::2, 0, 0, 0] = torch.tensor([0.6, 0.1, 0.7, 0.65, 0.0, 0.2])
+    monkeypatch.setattr(measures, "true_activity", lambda prompts: rate)
+    # Of the six pairs of active and inactive one is the wrong way round.
+    assert measures.gating_auroc(captured(attention)) == pytest.approx(5 / 6)
+
+
+def test_auroc_counts_pairs_in_order_and_is_undefined_without_both_kinds():
+    label = torch.tensor([0.1, 0.4, 0.4, 0.9])
+    assert measures.auroc(label, torch.tensor([False, True, False, True])) == pytest.approx(0.875)
+    for same in (True, False):
+        assert measures.auroc(label, torch.full((4,), same)) != measures.auroc(
+            label, torch.full((4,), same)
+        )
+
+
+def test_each_recipe_of_the_ablation_has_one_ingredient_more_than_the_one_before():
+    recipes = list(ablation.ablated().values())
+    assert len(recipes) == 4 and recipes[-1] == ablation.REDUCED
+    assert [recipe.price for recipe in recipes] == [0, 0, 0.1, 0.1]
+    assert [recipe.narrowing.hidden for recipe in recipes] == [0, 0, 0, 0.6]
+    assert [bool(recipe.without) for recipe in recipes[1:]] == [False] * 3
+    left = {task.__name__ for task in mixture_at(recipes[0], 0)}
+    assert left and not any(name.startswith("competing") for name in left)
+    same = [replace(r, price=0, without=(), narrowing=recipes[0].narrowing) for r in recipes]
+    assert same == [same[0]] * 4
+
+
+def test_tasks_are_left_out_by_name_and_unknown_names_refused():
+    some = next(iter(MIXTURE)).__name__
+    left = mixture_at(Recipe(without=(some,)), Recipe().steps)
+    assert [task.__name__ for task in left] == [task.__name__ for task in MIXTURE][1:]
+    with pytest.raises(ValueError, match=r"without=\['nonsense'\] are no tasks; there are .*bare"):
+        mixture_at(Recipe(without=("nonsense",)), 0)
+
+
+def test_the_card_shows_the_ablations_table(tmp_path):
+    (tmp_path / "training.json").write_text(json.dumps({"seed": 0, "log": []}))
+    ablation.write_table(
+        tmp_path / "ablation.csv",
+        {"plain": {"prompted": 1.0, "a, b": 0.25}, "priced": {"prompted": 0.5, "a, b": 0.123}},
+    )
+    write_card(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "| what | plain | priced |" in card
+    assert "| prompted | 1.00 | 0.50 |" in card and "| a, b | 0.25 | 0.12 |" in card
+
+
+def test_the_mean_of_a_figure_leaves_out_concepts_without_one():
+    found = measures.mean_measures([{"a": 1.0, "b": float("nan")}, {"a": 0.0, "b": 0.5}])
+    assert found == {"a": 0.5, "b": 0.5}
+
+
+def test_the_concepts_measured_are_spread_over_the_classes():
+    chosen = measures.measured_concepts(GRAMMAR, 10)
+    assert len({(c.concept_class, c.name) for c in chosen}) == 10
+    assert {c.concept_class for c in chosen} == set(GRAMMAR.classes)
+    assert all(len(c.questions) >= 3 for c in chosen)
