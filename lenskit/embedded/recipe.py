@@ -21,7 +21,7 @@ class Size:
     """Blocks, residual stream, query heads over key-value heads, and tokens of the vocabulary."""
 
     blocks: int = 8
-    d_model: int = 256
+    d_model: int = 192
     heads: int = 8
     kv_heads: int = 4
     vocabulary: int = 3072
@@ -42,7 +42,7 @@ class Recipe:
     ``without``: names of tasks that are left out of both mixtures.
     """
 
-    steps: int = 4000
+    steps: int = 6000
     batch: int = 64
     learning_rate: float = 6e-3
     seed: int = 0
