@@ -34,6 +34,7 @@ from lenskit.models.templates import (
     render,
     special_tokens,
 )
+from lenskit.models.use import hooked, using
 
 __all__ = [
     "EMBEDDED",
@@ -53,6 +54,7 @@ __all__ = [
     "conversation_ids",
     "decoder_layers",
     "encode_with_offsets",
+    "hooked",
     "in_batches",
     "load_hugging_face",
     "load_model",
@@ -68,4 +70,5 @@ __all__ = [
     "shares",
     "special_tokens",
     "tokens_run",
+    "using",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lenskit.models.reference import ModelCheckError, Reference, probe_tokens
 from lenskit.models.templates import Tokens
+from lenskit.models.use import hooked
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -159,7 +160,7 @@ def _read(
         for kind in _KINDS
         if f"blocks.{layer}.{kind}" in known
     ]
-    with model.hooks(fwd_hooks=hooks):
+    with hooked(model, hooks):
         clean = _logits(model, tokens)
     last = seen.get((model.cfg.n_layers - 1, RESID))
     if last is not None and hasattr(model, "ln_final"):
@@ -241,7 +242,7 @@ def _takes_effect(
 ) -> bool:
     """Whether the edit changes the last logits, in the first block alone and in the last alone."""
     for layer in {0, model.cfg.n_layers - 1}:
-        with model.hooks(fwd_hooks=[(f"blocks.{layer}.{kind}", edit)]):
+        with hooked(model, [(f"blocks.{layer}.{kind}", edit)]):
             edited = _logits(model, tokens)
         if not bool((edited - clean).abs().max() > 1e-6 * clean.abs().max()):
             return False
