@@ -5,20 +5,15 @@ from __future__ import annotations
 from lenskit.models.batches import Arrivals, in_batches
 from lenskit.models.check import PATTERN, RESID, SCORES, ModelReport, check_model, model_report
 from lenskit.models.fused import shares
-from lenskit.models.loading import (
-    EMBEDDED,
-    load_hugging_face,
-    load_model,
-    model_fingerprint,
-    model_location,
-    same_model,
-)
+from lenskit.models.hugging_face import EMBEDDED, load_hugging_face, model_location
+from lenskit.models.loading import load_model, model_fingerprint, same_model
 from lenskit.models.reference import (
     EVERYTHING,
     ModelCheckError,
     attention_patterns,
     decoder_layers,
     run_plain,
+    use_eager_attention,
 )
 from lenskit.models.starts import tokens_run
 from lenskit.models.templates import (
@@ -70,5 +65,6 @@ __all__ = [
     "shares",
     "special_tokens",
     "tokens_run",
+    "use_eager_attention",
     "using",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ _KINDS = (
     SCORES,
     PATTERN,
 )
+
+# How PyTorch says that a dtype is the matter.
+_DTYPE = re.compile(r"dtype|scalar type|not implemented for '|BFloat16|\bHalf\b")
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,12 @@ def check_model(
     name = f"{model.cfg.model_name} ({model.cfg.architecture}, {model.cfg.dtype})"
     try:
         clean, seen, final = _read(model, tokens)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        advice = ". Another dtype may (dtype='float32')" if _DTYPE.search(str(error)) else ""
         raise ModelCheckError(
-            f"{name} does not run with hooks: {error}. Another dtype may (dtype='float32')"
+            f"{name} does not run with hooks: {error or type(error).__name__}{advice}"
         ) from error
     fires = tuple(kind for kind in _KINDS if all((layer, kind) in seen for layer in blocks))
 

@@ -95,7 +95,10 @@ def load_tokenizer(name_or_path: str, **options: Any) -> PreTrainedTokenizerBase
 
     ``AutoTokenizer`` picks a class by the model's config and may rebuild parts of the pipeline;
     where its ids differ from those of ``tokenizer.json``, or it fails, the file is loaded as is.
+    The folder's own code is not run unless ``trust_remote_code=True`` is among ``options``.
     """
+    # Given nothing, transformers would ask on the terminal.
+    options["trust_remote_code"] = bool(options.get("trust_remote_code"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
     except (ValueError, KeyError, AttributeError, ImportError) as error:
