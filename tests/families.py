@@ -49,9 +49,7 @@ LLAMA2 = (
     "{% if messages[0]['role'] == 'system' %}"
     "{% set own = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}"
     "{% set rest = messages[1:] %}{% else %}{% set own = '' %}{% set rest = messages %}{% endif %}"
-    "{% for m in rest %}"
-    + _ALTERNATE
-    + "{% if m['role'] == 'user' %}"
+    "{% for m in rest %}" + _ALTERNATE + "{% if m['role'] == 'user' %}"
     "{{ bos_token + '[INST] ' + ((own if loop.first else '') + m['content']) | trim + ' [/INST]' }}"
     "{% else %}{{ ' ' + m['content'] | trim + ' ' + eos_token }}{% endif %}{% endfor %}"
 )

@@ -15,6 +15,7 @@ from lenskit.models.reference import (
     run_plain,
     use_eager_attention,
 )
+from lenskit.models.spans import encode_with_offsets, tokens_of
 from lenskit.models.starts import tokens_run
 from lenskit.models.templates import (
     PLAIN_TEMPLATE,
@@ -22,7 +23,6 @@ from lenskit.models.templates import (
     Tokens,
     chat_ids,
     conversation_ids,
-    encode_with_offsets,
     load_tokenizer,
     pad_left,
     position_ids,
@@ -64,6 +64,7 @@ __all__ = [
     "same_model",
     "shares",
     "special_tokens",
+    "tokens_of",
     "tokens_run",
     "use_eager_attention",
     "using",
