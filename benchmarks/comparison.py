@@ -16,7 +16,15 @@ from rich.console import Console
 
 from lenskit.concepts import concepts, read_shard, spread
 from lenskit.models import load_model, model_fingerprint
-from lenskit.study import Study, Variant, finished, read_study, run_study, score_table
+from lenskit.study import (
+    Study,
+    Variant,
+    finished,
+    paired_differences,
+    read_study,
+    run_study,
+    score_table,
+)
 from lenskit.study.demo import BY_TOKEN, CONTROLLED, OPTIONS
 
 LABELS = (
@@ -44,12 +52,13 @@ VARIANTS = tuple(
 
 def markdown(study: Study, head: str) -> str:
     """The table of ``Study.compare`` in per cent, the best rows first, the controls last."""
-    table = study.compare()
+    table = study.compare().merge(paired_differences(study).drop(columns=["held_out", "concepts"]))
     lines = [
         head,
         "",
-        "| token | labels | learner | best of the coefficients | held out |",
-        "| --- | --- | --- | --- | --- |",
+        "| token | labels | learner | best of the coefficients | held out "
+        f"| less «{', '.join(table.loc[0, ['token', 'labels', 'learner']])}» | steerable |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     table = table.assign(controlled=table["control"] != "")
     for row in table.sort_values(["controlled", "held_out"], ascending=[True, False]).to_dict(
@@ -58,6 +67,8 @@ def markdown(study: Study, head: str) -> str:
         scores = [
             f"{100 * row[key]:.1f} ± {100 * row[f'{key} ±']:.1f}" for key in ("best", "held_out")
         ]
+        ends = [f"{100 * row[key]:+.1f}" for key in ("difference", "low", "high")]
+        scores += [f"{ends[0]} [{ends[1]}, {ends[2]}]", f"{100 * row['steerable']:.0f} %"]
         still = row["control"] in ("unsteered", "prompted")
         name = (row["token"], row["labels"], row["learner"])
         shown = (f"control: {row['control']}", *(("", "") if still else name[1:]))
@@ -82,14 +93,16 @@ def main(
         Console().print("the other shards are still at work")
         return
     study = read_study(work, chosen)
-    Console().print(score_table(study.compare()))
+    Console().print(score_table(study.compare(), paired_differences(study)))
     coefficients = OPTIONS["coefficients"]
     head = (
         f"{len(chosen)} concepts, {OPTIONS['prompts']} prompts each, "
         f"{model_fingerprint(loaded)}; in % of questions, ± standard error over concepts. All "
         "blocks are steered, and every way of steering has the same "
         f"{len(coefficients)} coefficients to choose from: "
-        f"{', '.join(map(str, coefficients))} mean residual norms.\n\n"
+        f"{', '.join(map(str, coefficients))} mean residual norms. Differences are of the held out "
+        "score over the same concepts, with 95 % bootstrap intervals; steerable: concepts that any "
+        "coefficient brings into any answer.\n\n"
         "`python -m benchmarks.comparison`"
     )
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from lenskit.models import load_model
+from lenskit.models import EMBEDDED, load_model
 from lenskit.study.clock import seconds_of
 
 # Random weights: how long a model takes does not depend on what it has learnt.
@@ -132,9 +132,10 @@ def load(shape: str, device: str = "cpu", dtype: str = "float32", **changes: Any
             plain = LlamaForCausalLM(config).eval()
     finally:
         torch.set_default_dtype(before)
-    # The copy that is wrapped has modules of its own, and shares the weights.
-    shared = {id(weight): weight for weight in plain.parameters()}
-    return Pair(load_model(hf_model=copy.deepcopy(plain, shared), check=False), plain, name)
+    # The copy that is wrapped has modules of its own, and shares the weights. No text is read, so
+    # that the embedded model's tokenizer does.
+    copied = copy.deepcopy(plain, {id(weight): weight for weight in plain.parameters()})
+    return Pair(load_model(EMBEDDED, hf_model=copied, check=False), plain, name)
 
 
 def command(run: Callable[..., list[Report]]) -> None:

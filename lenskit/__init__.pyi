@@ -51,6 +51,7 @@ from .selector import select_tokens as select_tokens
 from .steering import steer as steer
 from .study import Study as Study
 from .study import Variant as Variant
+from .study import paired_differences as paired_differences
 from .study import read_study as read_study
 from .study import run_on_workers as run_on_workers
 from .study import run_study as run_study

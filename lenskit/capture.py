@@ -16,7 +16,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
-from lenskit.models import PATTERN, RESID, Arrivals, Tokens, fused, in_batches, model_fingerprint
+from lenskit.models import (
+    PATTERN,
+    RESID,
+    Arrivals,
+    Tokens,
+    fused,
+    hooked,
+    in_batches,
+    model_fingerprint,
+    using,
+)
 from lenskit.prompts import PromptSet, row_index
 
 if TYPE_CHECKING:
@@ -92,6 +102,9 @@ def capture(
     of eager attention: to 1e-5 in float32, to rounding in half precision. It takes the eager pass
     for other models, and while other hooks are set. ``"eager"`` and ``"fused"`` insist on one.
 
+    The model is held for the thread meanwhile: what other threads capture, steer or have answered
+    waits (see ``lenskit.models.use``).
+
     Raises ``ValueError`` naming the block where a value is not finite, and for
     ``attention="fused"`` where it cannot be had.
     """
@@ -122,7 +135,8 @@ def capture(
         _forward(model, tokens, candidates, blocks, attention, pattern=attend, state=keep)
         arrivals.add(rows, *found)
 
-    in_batches(prompts.tokens, batch_size, run, progress=progress, description="Capturing")
+    with using(model):
+        in_batches(prompts.tokens, batch_size, run, progress=progress, description="Capturing")
     arrivals.settle()
     return Capture(prompts, masses, resid, model_fingerprint(model))
 
@@ -169,7 +183,8 @@ def for_each_pattern(
 
         _forward(model, batch, number_of_candidates, wanted, attention, pattern=receive)
 
-    in_batches(tokens, batch_size, run, progress=progress, description="Reading attention")
+    with using(model):
+        in_batches(tokens, batch_size, run, progress=progress, description="Reading attention")
 
 
 def _forward(
@@ -233,7 +248,7 @@ def _eager(
             name = f"blocks.{layer}.{RESID}"
             hooks.append((name, reader(name, layer, state, 1)))
     names = [name for name, _ in hooks]
-    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+    with torch.no_grad(), hooked(model, hooks):
         model(tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
     if missing := [name for name in names if name not in read]:
         raise RuntimeError(f"these hooks did not fire: {', '.join(missing)}; see check_model")

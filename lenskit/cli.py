@@ -81,7 +81,7 @@ def demo(
 ) -> None:
     """Run the paper's main comparison on the embedded model, offline, and draw it."""
     with _mistakes("Run the same command again to go on."):
-        from lenskit.study import score_table
+        from lenskit.study import paired_differences, score_table
         from lenskit.study.demo import PROCESSES, VARIANTS, run_demo, save_demo
 
         console = Console()
@@ -90,10 +90,12 @@ def demo(
             f"finished concepts are kept in {work}"
         )
         found = run_demo(model=model, number=number, work=work, progress=console.is_terminal)
-        console.print(score_table(found.study.compare()))
+        console.print(score_table(found.study.compare(), paired_differences(found.study)))
         console.print(
             "best: each question's best coefficient (optimistic); held out: the coefficient "
-            "chosen on two questions and scored on the other three"
+            "chosen on two questions and scored on the other three; held out − first: the mean "
+            "difference from the first row over the same concepts, and its 95 % interval; "
+            "steerable: concepts that any coefficient brings into any answer"
         )
         for path in save_demo(found, out):
             console.print(f"wrote {path}")

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
 
 from lenskit.concepts import question_prompt
-from lenskit.models import Tokens, chat_ids, position_ids
+from lenskit.models import Tokens, chat_ids, position_ids, using
 from lenskit.steering import active_interventions, intervene, intervention
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def generate(
     and its place in the list, not on its batch. It ends at any end token of the model's
     generation config or of its tokenizer. Rows are batched by length, and rows that have ended
     leave the batch, so a hook of your own sees fewer rows as generation goes on. A batch that
-    does not fit into the accelerator's memory is halved.
+    does not fit into the accelerator's memory is halved. The model is held until all answers are
+    there: inside ``steer`` of one thread, another thread's answers wait and are not steered.
 
     ``template_arguments`` go to the chat template. Raises ``ValueError`` where the logits are not
     numbers: a coefficient too large for the dtype.
@@ -197,18 +199,21 @@ def _conversation(question: str | Conversation) -> Conversation:
 @contextmanager
 def _rows_of(model: TransformerBridge, number: int) -> Iterator[tuple]:
     """The model's interventions, which are given back their own order of rows afterwards."""
-    interventions = active_interventions(model)
+    with using(model) as note:
+        interventions = active_interventions(model)
+        _check_rows(interventions, number)
+        for each in interventions:
+            note(partial(each.batch, None))
+        yield interventions
+
+
+def _check_rows(interventions: Sequence[Any], number: int) -> None:
     for each in interventions:
         if not each.planned.shared and len(each.planned.weights) != number:
             raise ValueError(
                 f"steering has coefficients for {len(each.planned.weights)} rows, but there are "
                 f"{number} questions; give one for each question, or one for all"
             )
-    try:
-        yield interventions
-    finally:
-        for each in interventions:
-            each.batch(None)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from lenskit.models import (
     pad_left,
     render,
     special_tokens,
+    tokens_of,
 )
 
 if TYPE_CHECKING:
@@ -141,8 +142,9 @@ def build_prompts(
 
     mask = torch.zeros_like(tokens.input_ids, dtype=torch.bool)
     for i, (row, spans) in enumerate(zip(rows, offsets, strict=True)):
-        _require_cover(row.text, spans, *row.prefix)
-        mask[i, mask.shape[1] - len(spans) :] = torch.tensor(_overlaps(spans, *row.prefix))
+        held = tokens_of(row.text, spans, *row.prefix)
+        first = mask.shape[1] - len(spans)
+        mask[i, first + held.start : first + held.stop] = True
     has_prefix = torch.arange(len(rows)) % 2 == 0
     if not bool((mask.any(dim=1) == has_prefix).all()):
         raise ValueError(f"the prefix {prefix!r} spans no token of this model's tokenizer")
@@ -233,28 +235,6 @@ def _refuse_special(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], na
     for token in special_tokens(tokenizer):
         if any(token in text for text in texts):
             raise ValueError(f"{name} contains {token!r}, which this tokenizer reads as one token")
-
-
-def _overlaps(spans: Sequence[tuple[int, int]], start: int, end: int) -> list[bool]:
-    """Which tokens share a character with the span, or lie within it without one.
-
-    A tokenizer that trims its offsets gives a token of spaces the empty span after them.
-    """
-    return [
-        (left < end and right > start) or (left == right and start < left < end)
-        for left, right in spans
-    ]
-
-
-def _require_cover(text: str, spans: Sequence[tuple[int, int]], start: int, end: int) -> None:
-    """Raise where a tokenizer's offsets miss characters, as those of some tokenizers do."""
-    covered = {place for left, right in spans for place in range(left, right)}
-    missing = [text[i] for i in range(start, end) if i not in covered and not text[i].isspace()]
-    if missing:
-        raise ValueError(
-            f"this tokenizer's character offsets leave out {''.join(missing)!r} of the prefix "
-            f"{text[start:end]!r}, so it cannot be located; a newer tokenizers package may help"
-        )
 
 
 def _closing(

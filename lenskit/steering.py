@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lenskit.models import position_ids
+from lenskit.models import hooked, position_ids, using
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -115,6 +115,10 @@ def steer(
     counted in the row's own tokens, padding left out. ``relative``: ε is in units of each
     block's mean residual norm (``vectors.resid_norm``) and not absolute.
 
+    Until the context ends, the model belongs to the thread that entered it: captures, answers and
+    contexts of other threads wait (see ``lenskit.models.use``), so a thread must not wait inside
+    for one of them. (Forward passes that other threads run past lenskit are steered too.)
+
     Raises ValueError for blocks that the model has not, for vectors of another model, for numbers
     that are not finite and, in the forward pass, when the batch has not one row per coefficient.
     """
@@ -129,15 +133,16 @@ def steer(
 def intervene(model: TransformerBridge, planned: Intervention) -> Iterator[None]:
     """Apply an intervention to every forward pass inside the context."""
     active = ActiveIntervention(planned)
-    stack = _active.setdefault(model, [])
-    handle = model.original_model.register_forward_pre_hook(active.before_forward, with_kwargs=True)
-    stack.append(active)
-    try:
-        with model.hooks(fwd_hooks=active.hooks()):
+    with using(model) as note:
+        stack = _active.setdefault(model, [])
+        note(partial(_leave, stack, active))
+        stack.append(active)
+        with hooked(model, active.hooks(), before=active.before_forward):
             yield
-    finally:
-        stack.remove(active)
-        handle.remove()
+
+
+def _leave(stack: list[ActiveIntervention], active: ActiveIntervention) -> None:
+    stack[:] = [each for each in stack if each is not active]
 
 
 def active_interventions(model: TransformerBridge) -> tuple[ActiveIntervention, ...]:

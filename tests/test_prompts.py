@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -285,14 +284,6 @@ def test_a_template_that_puts_the_system_message_last_is_followed():
     prompts = build_prompts(model, PREFIX, statements=GIVEN, system=True)
     assert prefix_text(model, prompts, 0) == PREFIX
     assert not prompts.prefix_mask[1].any()
-
-
-def test_a_tokenizer_without_offsets_is_refused(model):
-    slow = copy.copy(model.tokenizer)
-    slow_class = type("SlowTokenizer", (type(slow),), {"is_fast": False})
-    slow.__class__ = slow_class
-    with pytest.raises(ValueError, match="SlowTokenizer is a slow tokenizer"):
-        build_prompts(SimpleNamespace(tokenizer=slow), PREFIX, statements=GIVEN)
 
 
 def test_prompts_that_end_differently_are_no_prompt_set(model):

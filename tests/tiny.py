@@ -148,6 +148,20 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gptj": ("GPTJ", dict(_GPTJ, rotary_dim=4)),
 }
 _OF_EXPERTS = dict(_GROUPED, num_experts_per_tok=2)
+_LATENT = dict(
+    _COMMON,
+    **_EXPERTS,
+    num_key_value_heads=4,
+    q_lora_rank=8,
+    kv_lora_rank=8,
+    qk_rope_head_dim=4,
+    qk_nope_head_dim=8,
+    v_head_dim=8,
+    n_routed_experts=4,
+    n_group=1,
+    topk_group=1,
+    first_k_dense_replace=1,
+)
 FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("Gemma", _HEAD_DIM),
     "gpt_bigcode": ("GPTBigCode", _GPTJ),
@@ -162,8 +176,10 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("Phi", _COMMON),
     "stablelm": ("StableLm", _GROUPED),
     "starcoder2": ("Starcoder2", _GROUPED),
+    "cohere": ("Cohere", _GROUPED),
     "cohere2": ("Cohere2", dict(_GROUPED, sliding_window=40)),
     "granite": ("Granite", _GROUPED),
+    "arcee": ("Arcee", _GROUPED),
     "smollm3": ("SmolLM3", _GROUPED),
     "glm4": ("Glm4", _HEAD_DIM),
     "olmo": ("Olmo", _GROUPED),
@@ -174,23 +190,8 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
         "Llama4",
         dict(_OF_EXPERTS, head_dim=8, num_local_experts=4, intermediate_size_mlp=48),
     ),
-    "deepseek_v3": (
-        "DeepseekV3",
-        dict(
-            _COMMON,
-            **_EXPERTS,
-            num_key_value_heads=4,
-            q_lora_rank=8,
-            kv_lora_rank=8,
-            qk_rope_head_dim=4,
-            qk_nope_head_dim=8,
-            v_head_dim=8,
-            n_routed_experts=4,
-            n_group=1,
-            topk_group=1,
-            first_k_dense_replace=1,
-        ),
-    ),
+    "deepseek_v2": ("DeepseekV2", _LATENT),
+    "deepseek_v3": ("DeepseekV3", _LATENT),
     # These cannot be used: recurrent or linear attention, no adapter, or an encoder.
     "mamba": ("Mamba", _COMMON),
     "rwkv": ("Rwkv", _COMMON),
@@ -214,16 +215,10 @@ DISCARD_EDITS = ("opt", "gptj", "gpt_neo", "llama4")
 REFUSED = ("mamba", "rwkv", "jamba", "biogpt", "t5")
 
 
-def tiny_folder(
-    path: str | Path,
-    architecture: str = "llama-gqa",
-    *,
-    seed: int = 0,
-    tokenizer: PreTrainedTokenizerFast | None = None,
-    uneven: bool = False,
-    **overrides: Any,
-) -> Path:
-    """Write config, random weights and tokenizer of a tiny model to ``path`` and return it.
+def tiny_hugging_face(
+    architecture: str = "llama-gqa", *, seed: int = 0, uneven: bool = False, **overrides: Any
+) -> transformers.PreTrainedModel:
+    """Hugging Face's model with random weights, made in memory.
 
     ``architecture`` is a key of ``ARCHITECTURES`` or ``FURTHER``; ``overrides`` replace entries of
     its config. ``uneven``: biases and norms are drawn too, which otherwise are zeros and ones.
@@ -240,7 +235,21 @@ def tiny_folder(
         for weight in model.parameters() if uneven else ():
             if weight.ndim == 1:
                 weight.add_(0.3 * torch.randn_like(weight))
-    model.save_pretrained(path)
+    return model
+
+
+def tiny_folder(
+    path: str | Path,
+    architecture: str = "llama-gqa",
+    *,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    **settings: Any,
+) -> Path:
+    """Write config, random weights and tokenizer of a tiny model to ``path`` and return it.
+
+    ``settings`` are those of ``tiny_hugging_face``.
+    """
+    tiny_hugging_face(architecture, **settings).save_pretrained(path)
     (tokenizer or tiny_tokenizer()).save_pretrained(path)
     return Path(path)
 

@@ -15,7 +15,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lenskit.models import EVERYTHING, Tokens, attention_patterns, decoder_layers, run_plain
+from lenskit.models import (
+    EVERYTHING,
+    Tokens,
+    attention_patterns,
+    decoder_layers,
+    run_plain,
+    use_eager_attention,
+)
 from lenskit.prompts import PromptSet
 
 if TYPE_CHECKING:
@@ -76,7 +83,7 @@ class Readings:
 
 def read_alone(hf_model: PreTrainedModel, prompts: PromptSet) -> Alone:
     """Patterns, residuals and last logits of every prompt, with the candidates of ``prompts``."""
-    hf_model.set_attn_implementation("eager")
+    use_eager_attention(hf_model)
     candidates = len(prompts.candidates)
     masses, states, logits = [], [], []
     kept: list[Tensor] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,20 +25,33 @@ def token_texts(model: TransformerBridge, prompts: PromptSet, prompt: int = 0) -
 
 
 def pattern_rows(
-    model: TransformerBridge, prompts: PromptSet, prompt: int = 0, *, block: int
-) -> Float[Tensor, "head candidate key"]:
-    """Attention from one prompt's candidate tokens to all of its tokens, in one block."""
-    found: list[Tensor] = []
+    model: TransformerBridge,
+    prompts: PromptSet,
+    prompt: int = 0,
+    *,
+    block: int | None = None,
+    blocks: Sequence[int] | None = None,
+) -> Float[Tensor, "head candidate key"] | Float[Tensor, "block head candidate key"]:
+    """Attention from one prompt's candidate tokens to all of its tokens, for ``attention_view``.
+
+    Of one ``block``: ``[head, candidate, key]``. Otherwise of ``blocks``, in increasing order and
+    by default all: ``[block, head, candidate, key]``. Raises ValueError for both at once.
+    """
+    if block is not None and blocks is not None:
+        raise ValueError(f"block={block} and blocks={blocks} cannot both be given")
+    found: dict[int, Tensor] = {}
 
     def keep(
         layer: int, rows: Int[Tensor, " prompt"], pattern: Tensor, mask: Bool[Tensor, "prompt key"]
     ) -> None:
-        found.append(pattern[0].float().cpu())
+        found[layer] = pattern[0].float().cpu()
 
+    wanted = blocks if block is None else [block]
     tokens = prompts.tokens.rows([prompt]).trimmed()
     number = len(prompts.candidates)
-    for_each_pattern(model, tokens, number, keep, progress=False, blocks=[block])
-    return found[0]
+    for_each_pattern(model, tokens, number, keep, progress=False, blocks=wanted)
+    rows = torch.stack([found[layer] for layer in sorted(found)])
+    return rows if block is None else rows[0]
 
 
 def true_activity(prompts: PromptSet) -> Float[Tensor, " prompt"]:

@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from lenskit.figures.style import (
     BLUE,
     COLOURS,
+    GREEN,
     GREY,
     INK,
     MARKERS,
@@ -30,6 +31,7 @@ from lenskit.figures.style import (
 REASONS = MappingProxyType(
     {
         "on concept": BLUE,
+        "missing a concept": GREEN,
         "neutral": PALE,
         "off concept": SKY,
         "ill formed": YELLOW,

@@ -5,21 +5,17 @@ from __future__ import annotations
 from lenskit.models.batches import Arrivals, in_batches
 from lenskit.models.check import PATTERN, RESID, SCORES, ModelReport, check_model, model_report
 from lenskit.models.fused import shares
-from lenskit.models.loading import (
-    EMBEDDED,
-    load_hugging_face,
-    load_model,
-    model_fingerprint,
-    model_location,
-    same_model,
-)
+from lenskit.models.hugging_face import EMBEDDED, load_hugging_face, model_location
+from lenskit.models.loading import load_model, model_fingerprint, same_model
 from lenskit.models.reference import (
     EVERYTHING,
     ModelCheckError,
     attention_patterns,
     decoder_layers,
     run_plain,
+    use_eager_attention,
 )
+from lenskit.models.spans import encode_with_offsets, tokens_of
 from lenskit.models.starts import tokens_run
 from lenskit.models.templates import (
     PLAIN_TEMPLATE,
@@ -27,13 +23,13 @@ from lenskit.models.templates import (
     Tokens,
     chat_ids,
     conversation_ids,
-    encode_with_offsets,
     load_tokenizer,
     pad_left,
     position_ids,
     render,
     special_tokens,
 )
+from lenskit.models.use import hooked, using
 
 __all__ = [
     "EMBEDDED",
@@ -53,6 +49,7 @@ __all__ = [
     "conversation_ids",
     "decoder_layers",
     "encode_with_offsets",
+    "hooked",
     "in_batches",
     "load_hugging_face",
     "load_model",
@@ -67,5 +64,8 @@ __all__ = [
     "same_model",
     "shares",
     "special_tokens",
+    "tokens_of",
     "tokens_run",
+    "use_eager_attention",
+    "using",
 ]

@@ -25,8 +25,8 @@ def in_batches(
 
     A batch that does not fit into memory is halved, and so are all later ones.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if batch_size < 1 or batch_size != int(batch_size):
+        raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
     waiting = deque(batches(tokens, batch_size))
     with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task(description, total=len(tokens))

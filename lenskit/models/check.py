@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from lenskit.models.reference import ModelCheckError, Reference, probe_tokens
 from lenskit.models.templates import Tokens
+from lenskit.models.use import hooked
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -31,6 +33,9 @@ _KINDS = (
     SCORES,
     PATTERN,
 )
+
+# How PyTorch says that a dtype is the matter.
+_DTYPE = re.compile(r"dtype|scalar type|not implemented for '|BFloat16|\bHalf\b")
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,12 @@ def check_model(
     name = f"{model.cfg.model_name} ({model.cfg.architecture}, {model.cfg.dtype})"
     try:
         clean, seen, final = _read(model, tokens)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        advice = ". Another dtype may (dtype='float32')" if _DTYPE.search(str(error)) else ""
         raise ModelCheckError(
-            f"{name} does not run with hooks: {error}. Another dtype may (dtype='float32')"
+            f"{name} does not run with hooks: {error or type(error).__name__}{advice}"
         ) from error
     fires = tuple(kind for kind in _KINDS if all((layer, kind) in seen for layer in blocks))
 
@@ -159,7 +167,7 @@ def _read(
         for kind in _KINDS
         if f"blocks.{layer}.{kind}" in known
     ]
-    with model.hooks(fwd_hooks=hooks):
+    with hooked(model, hooks):
         clean = _logits(model, tokens)
     last = seen.get((model.cfg.n_layers - 1, RESID))
     if last is not None and hasattr(model, "ln_final"):
@@ -241,7 +249,7 @@ def _takes_effect(
 ) -> bool:
     """Whether the edit changes the last logits, in the first block alone and in the last alone."""
     for layer in {0, model.cfg.n_layers - 1}:
-        with model.hooks(fwd_hooks=[(f"blocks.{layer}.{kind}", edit)]):
+        with hooked(model, [(f"blocks.{layer}.{kind}", edit)]):
             edited = _logits(model, tokens)
         if not bool((edited - clean).abs().max() > 1e-6 * clean.abs().max()):
             return False

@@ -30,6 +30,7 @@ from lenskit.models.check import RESID, probe_tokens
 from lenskit.models.rows import NAME, Reader, Unsupported, reading
 from lenskit.models.starts import Start, common_start, left_aligned, worth_sharing
 from lenskit.models.templates import Tokens, pad_left
+from lenskit.models.use import Undo, hooked, using
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -151,7 +152,7 @@ def _forward(
     ]
     with torch.no_grad():
         start = _start(model, ids[:1, :number], blocks[-1]) if number else None
-        with _fused_attention(model, readers), model.hooks(fwd_hooks=hooks):
+        with _fused_attention(model, readers), hooked(model, hooks):
             _run(model, ids[:, number:], start)
     kinds = [name for name, wanted in (("pattern", pattern), ("resid_post", state)) if wanted]
     if missing := [f"{k} of block {n}" for k in kinds for n in blocks if (k, n) not in read]:
@@ -246,25 +247,28 @@ def _difference(
 @contextmanager
 def _fused_attention(model: TransformerBridge, readers: Sequence[Reader]) -> Iterator[None]:
     """Each block runs its own attention module, which calls ``attend`` with its reader."""
+    with using(model) as note:
+        _replace_attention(model, readers, note)
+        yield
+
+
+def _replace_attention(
+    model: TransformerBridge, readers: Sequence[Reader], note: Callable[[Undo], None]
+) -> None:
     sites = list(_sites(model))
     modules = model.original_model.modules()
     configs = {
         id(c): c for m in modules if isinstance(c := vars(m).get("config"), PreTrainedConfig)
     }
     before = [(config, config._attn_implementation) for config in configs.values()]
-    try:
-        for (parent, name, _, native), reader in zip(sites, readers, strict=True):
-            setattr(parent, name, native)
-            reading[native] = reader
-        for config, _ in before:
-            config._attn_implementation_internal = NAME
-        yield
-    finally:
-        for config, implementation in before:
-            config._attn_implementation_internal = implementation
-        for parent, name, bridge, native in sites:
-            setattr(parent, name, bridge)
-            reading.pop(native, None)
+    for (parent, name, bridge, native), reader in zip(sites, readers, strict=True):
+        note(partial(setattr, parent, name, bridge))
+        note(partial(reading.pop, native, None))
+        setattr(parent, name, native)
+        reading[native] = reader
+    for config, implementation in before:
+        note(partial(setattr, config, "_attn_implementation_internal", implementation))
+        config._attn_implementation_internal = NAME
 
 
 def _sites(model: TransformerBridge) -> Iterator[tuple[nn.Module, str, nn.Module, nn.Module]]:

@@ -4,53 +4,31 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging
 
-from lenskit.models.check import ModelReport, check_model, model_report
-from lenskit.models.reference import ModelCheckError, Reference
-from lenskit.models.templates import (
-    PLAIN_TEMPLATE,
-    Tokens,
-    chat_ids,
-    load_tokenizer,
-    position_ids,
-    prepare_tokenizer,
+from lenskit.models.check import check_model
+from lenskit.models.hugging_face import (
+    EMBEDDED,
+    DeviceMap,
+    load_hugging_face,
+    model_location,
+    require_model,
 )
+from lenskit.models.reference import ModelCheckError, Reference, use_eager_attention
+from lenskit.models.templates import load_tokenizer, prepare_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = [
-    "PLAIN_TEMPLATE",
-    "ModelCheckError",
-    "ModelReport",
-    "Tokens",
-    "chat_ids",
-    "check_model",
-    "load_hugging_face",
-    "load_model",
-    "model_fingerprint",
-    "model_report",
-    "position_ids",
-    "same_model",
-]
-
-EMBEDDED = "lenskit-mini"
-DeviceMap = str | Mapping[str, int | str]
 _ROTATED_IN_FLOAT32 = {f"{name}ForCausalLM" for name in ("Olmo", "Olmo2", "Olmo3", "FlexOlmo")}
 
 
 def load_model(
-    name_or_path: str | Path = EMBEDDED,
+    name_or_path: str | Path | None = None,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
@@ -64,22 +42,24 @@ def load_model(
     """Load a causal language model with hooks, in evaluation mode, and check it.
 
     ``name_or_path`` is a local folder, a hub id, or ``"lenskit-mini"``, the model that comes
-    with the library. ``device``, ``dtype``, ``device_map`` (a model spread over several GPUs),
-    ``quantization`` and ``options`` (``revision``, ``trust_remote_code``, ``token``) are those of
-    ``load_hugging_face``. ``hf_model``: a model already loaded; its device and dtype are kept, and
-    it is rewired in place. ``tokenizer``: used instead of the folder's, and prepared in place.
+    with the library (the default). ``device``, ``dtype``, ``device_map`` (a model spread over
+    several GPUs), ``quantization`` and ``options`` (``revision``, ``trust_remote_code``, which is
+    ``False`` unless given, ``token``) are those of ``load_hugging_face``. ``hf_model``: a model
+    already loaded; its device and dtype are kept, and it is rewired in place. ``tokenizer``: used
+    instead of the folder's, and prepared in place; a ``hf_model`` without either brings that of
+    the folder from which it was loaded.
 
     ``check``: ``True`` compares with Hugging Face's own patterns and hidden states, read from
     the same weights before they are wrapped, so it costs no memory; ``"hooks"`` only probes the
     hooks; ``False`` does neither. See ``check_model``.
 
     ``model.tokenizer`` is left padded, has a pad token, and its chat template is the folder's
-    (``PLAIN_TEMPLATE`` for a base model). Raises ``ModelCheckError`` for a model that
-    TransformerLens cannot open, and when the check fails.
+    (``PLAIN_TEMPLATE`` for a base model). Raises ``ModelCheckError`` for a model that transformers
+    or TransformerLens cannot open, and when the check fails; ``OSError`` and ``ValueError`` where
+    a folder or a device is not there, or where ``hf_model`` comes without any tokenizer.
     """
     if check not in (True, False, "hooks"):
         raise ValueError(f"check must be True, False or 'hooks', got {check!r}")
-    name = model_location(name_or_path)
     placing: dict[str, Any] = {
         "device": device,
         "dtype": dtype,
@@ -88,18 +68,29 @@ def load_model(
     }
     if hf_model is not None and any(value is not None for value in placing.values()):
         raise ValueError(f"{', '.join(placing)} cannot be given with hf_model, which has its own")
-    tokenizer = (
-        load_tokenizer(name, **options) if tokenizer is None else prepare_tokenizer(tokenizer)
-    )
+    options["trust_remote_code"] = bool(options.get("trust_remote_code"))
+    if tokenizer is not None:
+        tokenizer = prepare_tokenizer(tokenizer)
+    if hf_model is not None and name_or_path is None:
+        name = str(getattr(hf_model.config, "_name_or_path", "") or "")
+        if tokenizer is None:
+            tokenizer = _own_tokenizer(hf_model, name, options)
+        name = name or hf_model.config.model_type
+    else:
+        name = model_location(EMBEDDED if name_or_path is None else name_or_path)
+        if hf_model is None:
+            require_model(name, options)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(name, **options)
     if hf_model is None:
         hf_model = load_hugging_face(name, **placing, **options)
+    # A model made in memory may not say what it is.
+    hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
     hf_model.eval()
     _check_vocabulary(hf_model, tokenizer)
 
-    reference = None
-    if check is True:
-        hf_model.set_attn_implementation("eager")
-        reference = Reference.read(hf_model, tokenizer)
+    use_eager_attention(hf_model)
+    reference = Reference.read(hf_model, tokenizer) if check is True else None
     try:
         model = TransformerBridge.boot_transformers(
             name,
@@ -107,11 +98,13 @@ def load_model(
             tokenizer=_decoy(tokenizer, name),
             device=hf_model.device,
             dtype=hf_model.dtype,
-            trust_remote_code=bool(options.get("trust_remote_code", False)),
+            trust_remote_code=options["trust_remote_code"],
         )
-    except (ValueError, NotImplementedError, RuntimeError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
         # The reason comes first; a list of all that could be opened may follow.
-        reason = str(error).split(" Available architectures")[0]
+        reason = str(error).split(" Available architectures")[0] or type(error).__name__
         raise ModelCheckError(
             f"TransformerLens cannot open {name} ({type(hf_model).__name__}): {reason}"
         ) from error
@@ -121,69 +114,6 @@ def load_model(
     if check:
         check_model(model, reference)
     return model
-
-
-def load_hugging_face(
-    name_or_path: str | Path = EMBEDDED,
-    *,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | str | None = None,
-    device_map: DeviceMap | None = None,
-    quantization: Literal["4bit"] | None = None,
-    **options: Any,
-) -> PreTrainedModel:
-    """The model that ``load_model`` wraps: Hugging Face's own, with eager attention.
-
-    ``device``: a GPU where there is one. ``dtype`` (a ``torch.dtype`` or its name): float32 on the
-    CPU, else that of the checkpoint; with ``quantization``, that of the arithmetic.
-    ``device_map`` (``"auto"``, or a device for each module) instead of ``device`` spreads the
-    blocks over several GPUs; it needs accelerate. ``quantization="4bit"`` (NF4) needs
-    accelerate and bitsandbytes, and a model whose queries, keys and values are separate matrices.
-    (In 8 bits a prompt's values depend on its batch.) ``options`` go to Hugging Face.
-
-    Raises ``ImportError`` where one of these is not installed, ``ValueError`` where the weights do
-    not fit onto the GPUs, and ``ModelCheckError`` for what is no causal language model.
-    """
-    name = model_location(name_or_path)
-    if device is not None and device_map is not None:
-        raise ValueError("give device or device_map, not both")
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device_map is not None:
-        _require("accelerate", f"device_map={device_map!r}")
-        named = device_map.values() if isinstance(device_map, Mapping) else [device_map]
-        place = "cpu" if {str(one) for one in named} == {"cpu"} else place
-    options["dtype"] = _dtype(dtype, torch.device(place))
-    if quantization is not None:
-        options["quantization_config"] = _quantization(quantization, options["dtype"])
-        device_map = {"": place} if device_map is None else device_map
-    try:
-        with _bars(shown=name != model_location(EMBEDDED)):
-            hf_model = AutoModelForCausalLM.from_pretrained(
-                name, attn_implementation="eager", device_map=device_map, **options
-            )
-    except ValueError as error:
-        if "Unrecognized configuration class" not in str(error):
-            raise
-        raise ModelCheckError(f"{name} is not a causal language model of transformers") from error
-    if any(weight.is_meta for weight in hf_model.parameters()):
-        raise ValueError(
-            f"device_map={device_map!r} leaves weights on disk or outside the GPUs, where hooks "
-            "cannot follow; use more GPUs, dtype='bfloat16' or quantization='4bit'"
-        )
-    return hf_model.to(place) if device_map is None else hf_model
-
-
-@contextmanager
-def _bars(*, shown: bool) -> Iterator[None]:
-    """Transformers' progress bars as they are, or none: a small model is there at once."""
-    enabled = logging.is_progress_bar_enabled()
-    if not shown:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
 
 
 def model_fingerprint(model: TransformerBridge) -> str:
@@ -213,47 +143,23 @@ def same_model(one: str, other: str) -> bool:
     return one.rpartition(":")[2] == other.rpartition(":")[2]
 
 
-def model_location(name_or_path: str | Path) -> str:
-    """The folder or hub id that a name stands for."""
-    if str(name_or_path) != EMBEDDED:
-        return str(name_or_path)
-    from lenskit._data import data_path
-
-    return str(data_path(EMBEDDED))
-
-
-def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | str:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype is None:
-        return torch.float32 if device.type == "cpu" else "auto"
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"dtype {dtype!r} is not one of torch's; try 'float32' or 'bfloat16'")
-    return found
-
-
-def _quantization(quantization: str, dtype: torch.dtype | str) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if quantization != "4bit":
+def _own_tokenizer(
+    hf_model: PreTrainedModel, name: str, options: dict[str, Any]
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of the folder or hub id from which ``hf_model`` says it was loaded."""
+    kind = type(hf_model).__name__
+    if not name:
         raise ValueError(
-            f"quantization must be '4bit' or None, got {quantization!r}; load another kind with "
-            "transformers and pass it as hf_model"
+            f"hf_model, a {kind}, was made in memory and names no folder: give its tokenizer too "
+            "(tokenizer=)"
         )
-    for package in ("accelerate", "bitsandbytes"):
-        _require(package, f"quantization={quantization!r}")
-    arithmetic = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=arithmetic
-    )
-
-
-def _require(package: str, argument: str) -> None:
-    if find_spec(package) is None:
-        raise ImportError(
-            f"{argument} needs {package}, which is not installed: pip install {package}"
-        )
+    try:
+        return load_tokenizer(model_location(name), **options)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"hf_model, a {kind}, comes without a tokenizer, and {name!r}, from which it says it "
+            f"was loaded, gave none: give its tokenizer too (tokenizer=). {error}"
+        ) from error
 
 
 def _check_vocabulary(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

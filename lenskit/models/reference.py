@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
+from transformers import PreTrainedConfig
 
 from lenskit.models.templates import Tokens, conversation_ids, position_ids
 
@@ -50,6 +51,19 @@ class Reference:
             tuple(pattern.float().cpu() for pattern in attention_patterns(hf_model, output)),
             tuple(state.float().cpu() for state in output.hidden_states),
         )
+
+
+def use_eager_attention(hf_model: PreTrainedModel) -> None:
+    """Let the model compute its attention patterns, and so return them.
+
+    Falcon, made in memory with fused attention, keeps it whatever its own switch is told, and
+    then returns patterns that are not causal.
+    """
+    hf_model.set_attn_implementation("eager")
+    for module in hf_model.modules():
+        config = vars(module).get("config")
+        if isinstance(config, PreTrainedConfig):
+            config._attn_implementation_internal = "eager"
 
 
 def decoder_layers(hf_model: PreTrainedModel) -> nn.ModuleList:

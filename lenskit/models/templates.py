@@ -11,6 +11,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from lenskit.models.spans import encode
+
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -95,7 +97,10 @@ def load_tokenizer(name_or_path: str, **options: Any) -> PreTrainedTokenizerBase
 
     ``AutoTokenizer`` picks a class by the model's config and may rebuild parts of the pipeline;
     where its ids differ from those of ``tokenizer.json``, or it fails, the file is loaded as is.
+    The folder's own code is not run unless ``trust_remote_code=True`` is among ``options``.
     """
+    # Given nothing, transformers would ask on the terminal.
+    options["trust_remote_code"] = bool(options.get("trust_remote_code"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
     except (ValueError, KeyError, AttributeError, ImportError) as error:
@@ -190,27 +195,6 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     added = tokenizer.added_tokens_decoder.values()
     named = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
     return {token for token in named if token}
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of templated texts. No special token is added: the template wrote them all."""
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-
-
-def encode_with_offsets(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
-) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-    """The ids of ``encode``, and from which to which character of its text each token stands.
-
-    Raises ``ValueError`` for a tokenizer that cannot tell.
-    """
-    if not tokenizer.is_fast:
-        raise ValueError(
-            f"{type(tokenizer).__name__} is a slow tokenizer without character offsets, so the "
-            "prefix cannot be located; load the model with a fast one (a tokenizer.json)"
-        )
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
-    return encoded["input_ids"], encoded["offset_mapping"]
 
 
 def chat_ids(

@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from lenskit.concepts import Concept, question_prompt
 from lenskit.embedded.grammar import load_grammar
 from lenskit.embedded.judge import Verdict, judge_answer
-from lenskit.models import chat_ids, position_ids
+from lenskit.models import chat_ids, position_ids, using
 
 __all__ = [
     "Judge",
@@ -141,9 +141,13 @@ def fluency(
         # Padding after the answer is never looked back at, and its own targets are left out.
         tokens = torch.cat([prompts.input_ids.cpu(), tail], dim=1).to(device)
         mask = torch.cat([prompts.attention_mask.cpu(), torch.ones_like(tail)], dim=1).to(device)
-        logits = model.original_model(
-            input_ids=tokens, attention_mask=mask, position_ids=position_ids(mask), use_cache=False
-        ).logits[:, -tail.shape[1] - 1 : -1]
+        with using(model):
+            logits = model.original_model(
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=position_ids(mask),
+                use_cache=False,
+            ).logits[:, -tail.shape[1] - 1 : -1]
         loss = torch.nn.functional.cross_entropy(
             logits.float().transpose(1, 2), tail.to(device), reduction="none"
         ).cpu()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lenskit.study.bench import study_concept
+from lenskit.study.differences import paired_differences
 from lenskit.study.files import distinct, finished, read_study
 from lenskit.study.run import run_study
 from lenskit.study.study import COEFFICIENTS, LABELS, LEARNERS, Study, Variant, variants
@@ -17,6 +18,7 @@ __all__ = [
     "Variant",
     "distinct",
     "finished",
+    "paired_differences",
     "read_study",
     "run_study",
     "study_concept",

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 KEYS = ("concept_class", "token", "labels", "learner", "blocks")
 
 
-def score_table(table: pd.DataFrame) -> Table:
+def score_table(table: pd.DataFrame, differences: pd.DataFrame | None = None) -> Table:
     """The rows of ``Study.compare`` with both scores, in % of questions ± standard error.
 
-    Controls come last, each by its name; columns that never vary are left out.
+    Controls come last, each by its name; columns that never vary are left out. With the
+    ``differences`` of ``paired_differences`` two columns more: each row's held-out score less that
+    of the first, with its interval, and the share of concepts that can be steered at all.
     """
     control = table["control"] != "" if "control" in table else pd.Series(False, table.index)
     keys = [key for key in table if key in KEYS]
@@ -36,13 +38,18 @@ def score_table(table: pd.DataFrame) -> Table:
         shown.add_column(key.replace("_", " "), no_wrap=True)
     for name in ("best", "held out"):
         shown.add_column(name, justify="right", no_wrap=True)
+    paired = {} if differences is None else _by_variant(differences)
+    for name in ("held out − first", "steerable") if paired else ():
+        shown.add_column(name, justify="right", no_wrap=True)
     for part in (table[~control], table[control]):
         if len(part):
             shown.add_section()
         for row in part.to_dict("records"):
             own = [row[key] for key in varied]
             names = [row["control"], *[""] * len(own[1:])] if row.get("control") else own
-            shown.add_row(*map(str, names), _percent(row, "best"), _percent(row, "held_out"))
+            more = paired[_variant(row)] if paired else ()
+            scores = (_percent(row, "best"), _percent(row, "held_out"))
+            shown.add_row(*map(str, names), *scores, *more)
     return shown
 
 
@@ -55,6 +62,20 @@ def write_tables(study: Study, folder: Path) -> list[Path]:
         table.to_csv(temporary, index=False, encoding="utf-8")
         temporary.replace(folder / name)
     return [folder / name for name in tables]
+
+
+def _variant(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in (*KEYS[1:], "control"))
+
+
+def _by_variant(differences: pd.DataFrame) -> dict[tuple[Any, ...], tuple[str, str]]:
+    found = {}
+    for place, row in enumerate(differences.to_dict("records")):
+        mean, low, high = (100 * row[name] for name in ("difference", "low", "high"))
+        ends = f" [{low:+.1f}, {high:+.1f}]" if low == low else ""
+        shown = f"{mean:+.1f}{ends}" if place else ""
+        found[_variant(row)] = (shown, f"{100 * row['steerable']:.0f} %")
+    return found
 
 
 def _percent(row: dict[str, Any], score: str) -> str:

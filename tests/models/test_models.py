@@ -1,19 +1,27 @@
 from __future__ import annotations
 
+import io
+import json
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 import lenskit._data
 import lenskit.models.loading
 from lenskit.capture import capture
+from lenskit.cli import app
 from lenskit.generation import generate
 from lenskit.models import (
+    PLAIN_TEMPLATE,
     ModelCheckError,
     Tokens,
     chat_ids,
     check_model,
+    hugging_face,
     load_model,
     load_tokenizer,
     model_fingerprint,
@@ -21,7 +29,6 @@ from lenskit.models import (
     pad_left,
     position_ids,
 )
-from lenskit.models.loading import PLAIN_TEMPLATE
 from lenskit.models.templates import prepare_tokenizer
 from lenskit.prompts import build_prompts
 
@@ -180,7 +187,7 @@ def test_quantized_weights_are_loaded_and_checked(tmp_path):
 )
 def test_what_is_not_installed_is_named(monkeypatch, missing, arguments, message):
     found = {"accelerate", "bitsandbytes"} - {missing}
-    monkeypatch.setattr(lenskit.models.loading, "find_spec", lambda name: name in found or None)
+    monkeypatch.setattr(hugging_face, "find_spec", lambda name: name in found or None)
     with pytest.raises(ImportError, match=message):
         load_model(tiny.shared_folder(), **arguments)
 
@@ -226,6 +233,145 @@ def test_a_model_in_memory_is_wrapped_as_it_is():
     assert model.original_model is loaded
     assert model_report(model).pattern_error < 1e-5
     assert model_fingerprint(model) == model_fingerprint(tiny.shared_model())
+
+
+def test_a_model_in_memory_brings_the_tokenizer_of_its_folder_and_never_another():
+    loaded = tiny.reference_model(tiny.shared_folder())
+    model = load_model(hf_model=loaded, check="hooks")
+    assert model.tokenizer.chat_template == tiny.LLAMA3_TEMPLATE
+    assert len(model.tokenizer) == 420
+    assert model_fingerprint(model) == model_fingerprint(tiny.shared_model())
+    made = type(loaded)(loaded.config.__class__(**tiny.ARCHITECTURES["llama-gqa"][1]))
+    with pytest.raises(ValueError, match="made in memory.*tokenizer="):
+        load_model(hf_model=made)
+    made.config._name_or_path = "/nowhere/at/all"
+    with pytest.raises(ValueError, match="'/nowhere/at/all'.*tokenizer="):
+        load_model(hf_model=made)
+    model = load_model(hf_model=made, tokenizer=tiny.tiny_tokenizer())
+    assert model_fingerprint(model).startswith("all:")
+
+
+@pytest.mark.parametrize(
+    "architecture", ["cohere", "falcon", "arcee", "deepseek_v2", "gpt_bigcode"]
+)
+def test_a_model_made_in_memory_is_known_by_its_class(architecture):
+    made = tiny.tiny_hugging_face(architecture)
+    assert made.config.architectures is None
+    model = load_model(hf_model=made.eval(), tokenizer=tiny.tiny_tokenizer())
+    assert model.cfg.architecture == type(made).__name__
+    assert model_report(model).pattern_error < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/nowhere/model", "there is no folder '/nowhere/model'"),
+        ("./nope", r"there is no folder './nope' \(looked from "),
+        ("models/llama/3", "there is no folder 'models/llama/3'"),
+        (Path("model"), "there is no folder 'model'"),
+        (__file__, "is a file; give the folder"),
+    ],
+)
+def test_a_folder_that_is_not_there_is_said_to_be_missing(name, message):
+    with pytest.raises(OSError, match=message):
+        load_model(name)
+
+
+def test_a_hub_id_that_cannot_be_had_may_be_a_mistyped_folder(monkeypatch):
+    def unreachable(name, file, **options):
+        raise OSError("no connection")
+
+    monkeypatch.setattr(hugging_face, "cached_file", unreachable)
+    with pytest.raises(OSError, match="no folder 'models/llama' in /.*hub: no connection"):
+        load_model("models/llama")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "gpu"}, "device 'gpu' is no device that torch knows; try 'cpu'"),
+        ({"device": "cuda:97"}, "device 'cuda:97' is not on this machine: torch sees "),
+        ({"device_map": {"": 97}}, "device_map 'cuda:97' is not on this machine"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named_before_anything_is_read(arguments, message):
+    if "device_map" in arguments:
+        pytest.importorskip("accelerate")
+    with pytest.raises(ValueError, match=message):
+        load_model(tiny.shared_folder(), **arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_machine_without_a_gpu_says_so():
+    with pytest.raises(ValueError, match="'cuda' is not on this machine: torch sees no GPU"):
+        load_model(tiny.shared_folder(), device="cuda")
+
+
+@pytest.mark.parametrize(
+    "error", [AssertionError("heads"), AttributeError("heads"), KeyError("heads")]
+)
+def test_whatever_fails_while_a_bridge_is_made_is_the_reason_of_a_refusal(monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(lenskit.models.loading.TransformerBridge, "boot_transformers", fail)
+    with pytest.raises(ModelCheckError, match="cannot open .*Llama.*heads"):
+        load_model(tiny.shared_folder(), device="cpu")
+
+
+def test_whatever_fails_while_hooks_are_read_is_the_reason_and_no_dtype_is_blamed():
+    model = load_model(tiny.shared_folder(), device="cpu", check=False)
+
+    def fail(resid, hook):
+        raise AssertionError("an odd block")
+
+    fails = [("blocks.1.hook_resid_post", fail)]
+    with model.hooks(fwd_hooks=fails), pytest.raises(ModelCheckError, match="an odd block$"):
+        check_model(model)
+
+
+def test_a_checkpoint_that_transformers_cannot_open_is_refused_with_the_reason(tmp_path):
+    folder = tiny.tiny_folder(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "nonesuch"}))
+    with pytest.raises(ModelCheckError, match="cannot be opened by transformers: .*nonesuch"):
+        load_model(folder, device="cpu")
+
+
+CODE = """
+import pathlib
+pathlib.Path({mark!r}).touch()
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+class Config(LlamaConfig): model_type = "own"
+class Model(LlamaForCausalLM): config_class = Config
+class Tokenizer(PreTrainedTokenizerFast): pass
+"""
+
+
+@pytest.mark.parametrize(
+    "opened", ["load_model", "load_tokenizer", "load_hugging_face", "check", "plan"]
+)
+def test_code_in_a_folder_is_not_run_though_the_terminal_says_yes(opened, tmp_path, monkeypatch):
+    folder, mark = tiny.tiny_folder(tmp_path / "model"), tmp_path / "was run"
+    (folder / "own.py").write_text(CODE.format(mark=str(mark)))
+    classes = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    for file, changes in (
+        ("config.json", {"auto_map": classes, "model_type": "own"}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, "own.Tokenizer"]}}),
+    ):
+        settings = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**settings, **changes}))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    monkeypatch.setattr("builtins.input", lambda *question: "y")
+    for asked in ({}, {"trust_remote_code": None}, {"trust_remote_code": False}):
+        if opened in ("check", "plan"):
+            assert CliRunner().invoke(app, [opened, str(folder)], input="y\n" * 9).exit_code == 1
+            continue
+        try:
+            getattr(lenskit.models, opened)(str(folder), **asked)
+        except (ValueError, ModelCheckError) as error:
+            assert "trust_remote_code" in str(error) or "own" in str(error)
+    assert not mark.exists()
 
 
 def test_the_embedded_model_is_found_by_its_name(monkeypatch):

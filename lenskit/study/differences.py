@@ -1,0 +1,55 @@
+"""How much better one way of steering is than another, concept by concept."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from lenskit.study.study import KEYS, Study, Variant
+
+
+def paired_differences(
+    study: Study,
+    to: Variant | None = None,
+    *,
+    score: Literal["best", "held_out"] = "held_out",
+    level: float = 0.95,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Each variant's score less that of ``to`` (by default the first), over the same concepts.
+
+    A row for each variant: its ``score`` (0 to 1), the mean ``difference`` over the ``concepts``
+    that have both, the ends ``low`` and ``high`` of its interval at ``level`` (percentiles of
+    ``draws`` bootstrap samples of concepts), and ``steerable``, the share of concepts of which the
+    best coefficient makes at least one answer show the concept. With a single concept there is no
+    interval, and its ends are NaN. Raises ValueError where ``to`` is not in the study.
+    """
+    if not 0 < level < 1 or draws < 1:
+        raise ValueError(f"level must be in (0, 1) and draws 1 or more, got {level} and {draws}")
+    rows = study.concepts.set_index(["concept_class", "concept"])
+    found = {key: own for key, own in rows.groupby(KEYS, sort=False)}
+    first = next(iter(found)) if to is None else tuple(getattr(to, key) for key in KEYS)
+    if first not in found:
+        raise ValueError(f"to={to} is not in the study, which has {[*map(tuple, found)]}")
+    table = []
+    for key, own in found.items():
+        paired = (own[score] - found[first][score]).dropna()
+        low, high = _interval(paired.to_numpy(), level, draws, seed)
+        table.append(
+            dict(zip(KEYS, key, strict=True))
+            | {score: own[score].mean(), "difference": paired.mean(), "low": low, "high": high}
+            | {"steerable": float((own["best"] > 0).mean()), "concepts": len(paired)}
+        )
+    return pd.DataFrame(table)
+
+
+def _interval(values: np.ndarray, level: float, draws: int, seed: int) -> tuple[float, float]:
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    drawn = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
+    means = values[drawn].mean(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
