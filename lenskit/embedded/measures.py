@@ -7,11 +7,9 @@ them over concepts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import pandas as pd
-import torch
 from jaxtyping import Bool, Float
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -21,8 +19,8 @@ from lenskit.capture import Capture, capture
 from lenskit.concepts import Concept, concepts
 from lenskit.embedded.grammar import Grammar
 from lenskit.embedded.recipe import with_concepts
-from lenskit.inspection import activity_correlation, true_activity
-from lenskit.labels import soft_labels
+from lenskit.figures import activity_correlation
+from lenskit.labels import gating_head, soft_labels, true_activity
 from lenskit.prompts import build_prompts
 from lenskit.selector import select_tokens
 from lenskit.study import Study, Variant, study_concept
@@ -43,35 +41,6 @@ STEERED: Mapping[str, Variant] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
-class Gate:
-    """The head, at one candidate token, whose attention to the prefix varies most.
-
-    ``label``: that attention for each prompt, 0 without a prefix, scaled to [0, 1].
-    """
-
-    block: int
-    head: int
-    candidate: int
-    label: Float[Tensor, " prompt"]
-
-
-def gating_label(capture: Capture) -> Gate:
-    """A label of activity found without any truth.
-
-    Of all (block, head, candidate) the one whose attention to the prefix has the largest standard
-    deviation over the prompts with a prefix; min-max scaled over all prompts. On a model that does
-    not gate it tells nothing. Raises ValueError where no attention varies.
-    """
-    prefixed = capture.prompts.has_prefix
-    spread = capture.attention_to_prefix[prefixed].std(dim=0)
-    if not float(spread.max()) > 0:
-        raise ValueError("no head's attention to the prefix varies over the prompts with a prefix")
-    block, head, candidate = (int(i) for i in torch.unravel_index(spread.argmax(), spread.shape))
-    label = capture.attention_to_prefix[:, block, head, candidate] * prefixed
-    return Gate(block, head, candidate, (label - label.min()) / (label.max() - label.min()))
-
-
 def auroc(label: Float[Tensor, " prompt"], positive: Bool[Tensor, " prompt"]) -> float:
     """How often a positive prompt's label lies above a negative's; NaN if there are none of one."""
     if bool(positive.all()) or not bool(positive.any()):
@@ -87,7 +56,7 @@ def gating_auroc(capture: Capture) -> float:
     rate = true_activity(capture.prompts)
     low, high = GRADED
     clear = capture.prompts.has_prefix & ((rate <= low) | (rate >= high))
-    return auroc(gating_label(capture).label[clear], rate[clear] > 0.5)
+    return auroc(gating_head(capture).label[clear], rate[clear] > 0.5)
 
 
 def activity_followed(capture: Capture) -> float:

@@ -19,7 +19,6 @@ from lenskit.figures.inspection import (
     activity_correlation,
     pattern_rows,
     token_texts,
-    true_activity,
 )
 from lenskit.figures.studies import (
     blocks_compared,
@@ -44,6 +43,5 @@ __all__ = [
     "steerability_bars",
     "steerability_by_class",
     "token_texts",
-    "true_activity",
     "views",
 ]

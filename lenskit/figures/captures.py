@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from lenskit.figures.inspection import true_activity
 from lenskit.figures.style import (
     COLOURS,
     GREY,
@@ -32,7 +31,8 @@ from lenskit.selector import TokenSelection, pool_heads
 if TYPE_CHECKING:
     from lenskit.capture import Capture
     from lenskit.enrichment import Enrichment
-    from lenskit.prompts import PromptSet
+    from lenskit.labels import true_activity
+from lenskit.prompts import PromptSet
 
 
 @styled()

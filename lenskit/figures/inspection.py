@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from lenskit.capture import Capture, for_each_pattern
-from lenskit.embedded.grammar import load_grammar
+from lenskit.labels import true_activity
 from lenskit.prompts import PromptSet
 
 if TYPE_CHECKING:
@@ -52,28 +52,6 @@ def pattern_rows(
     for_each_pattern(model, tokens, number, keep, progress=False, blocks=wanted)
     rows = torch.stack([found[layer] for layer in sorted(found)])
     return rows if block is None else rows[0]
-
-
-def true_activity(prompts: PromptSet) -> Float[Tensor, " prompt"]:
-    """The rate at which the embedded grammar answers each prompt in the concept's voice (0 to 1).
-
-    0 for a prompt without the prefix. Raises ValueError where concept or statements are not the
-    grammar's own.
-    """
-    grammar, concept = load_grammar(), prompts.concept
-    rules = grammar.classes.get(concept.concept_class or "")
-    if rules is None or concept.name not in rules.entries:
-        raise ValueError(f"the true activity of concept {concept.name!r} is not known")
-    topics = {
-        s: topic for topic, parts in grammar.statements.items() for h in parts for s in parts[h]
-    }
-    if unknown := [s for s in prompts.statements if s not in topics]:
-        raise ValueError(
-            f"{unknown[0]!r} is not a statement of the grammar, so its topic is unknown"
-        )
-    entry = rules.entries[concept.name]
-    rates = [grammar.activity(entry, topics[statement]) for statement in prompts.statements]
-    return torch.tensor(rates) * prompts.has_prefix
 
 
 def activity_correlation(

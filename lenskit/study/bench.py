@@ -20,7 +20,7 @@ from lenskit.generation import SteeringRow, generate_steered
 from lenskit.prompts import build_prompts
 from lenskit.scoring import Judge, grammar_judge
 from lenskit.selector import TokenSelection, fixed_token, select_tokens
-from lenskit.study.study import COEFFICIENTS, LABELS, LEARNERS, Variant
+from lenskit.study.study import COEFFICIENTS, LABELS, LEARNERS, Labels, Variant
 from lenskit.vectors import ConceptVectors, fit_vectors, split
 
 
@@ -33,11 +33,18 @@ class _Workbench:
     prompts: int
     seed: int
     learners: Mapping[str, Callable[[], object]]
+    labels: Mapping[str, Labels]
 
     @cached_property
     def capture(self) -> Capture:
         prompts = build_prompts(self.model, self.concept, number=self.prompts, seed=self.seed)
         return capture(self.model, prompts, progress=False)
+
+    @cached_property
+    def draw(self) -> int:
+        """A seed of the concept's own: those of one study must not share their draws."""
+        own = f"{self.seed}/{self.concept.concept_class}/{self.concept.name}".encode()
+        return int.from_bytes(hashlib.sha256(own).digest()[:4])
 
     @cached_property
     def enrichment(self) -> Enrichment:
@@ -66,7 +73,7 @@ class _Workbench:
             if spec.startswith(how):
                 k = int(spec.removeprefix(how))
                 if how == "random":
-                    return self.enrichment.random(k, seed=self.seed)
+                    return self.enrichment.random(k, seed=self.draw)
                 return self.enrichment.top(k) if how == "top" else self.enrichment.bottom(k)
         return tuple(int(block) for block in spec.split(","))
 
@@ -80,11 +87,8 @@ class _Workbench:
 
     def _fit(self, variant: Variant) -> ConceptVectors:
         tokens = self.selection(variant.token)
-        labels = LABELS[variant.labels](self.capture, tokens)
-        # Concepts of one study must not share their draws.
-        own = f"{self.seed}/{self.concept.concept_class}/{self.concept.name}".encode()
-        draw = int.from_bytes(hashlib.sha256(own).digest()[:4])
-        generator = torch.Generator().manual_seed(draw)
+        labels = self.labels[variant.labels](self.capture, tokens)
+        generator = torch.Generator().manual_seed(self.draw)
         if variant.control == "shuffled labels":
             labels = _shuffled(labels, generator)
         learner = self.learners[variant.learner]()
@@ -122,6 +126,7 @@ def study_concept(
     prompts: int = 400,
     judge: Judge = grammar_judge,
     learners: Mapping[str, Callable[[], object]] = LEARNERS,
+    labels: Mapping[str, Labels] = LABELS,
     max_new_tokens: int = 50,
     batch_size: int = 256,
     seed: int = 0,
@@ -136,7 +141,7 @@ def study_concept(
             f"concept {concept.name!r} has {len(concept.questions)} questions, and three are the "
             "fewest; give Concept(questions=...)"
         )
-    bench = _Workbench(model, concept, prompts, seed, learners)
+    bench = _Workbench(model, concept, prompts, seed, learners, labels)
     rows: list[dict] = []
     for spec in dict.fromkeys(variant.blocks for variant in variants):
         planned = []

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lenskit.capture import Capture
-from lenskit.labels import hard_labels, soft_labels
+from lenskit.labels import activity_labels, gating_labels, hard_labels, soft_labels
 from lenskit.scoring import steerability
 from lenskit.selector import TokenSelection
 from lenskit.vectors import (
@@ -36,8 +36,14 @@ LEARNERS: Mapping[str, Callable[[], object]] = MappingProxyType(
         "pca": PrincipalComponent,
     }
 )
-LABELS: Mapping[str, Callable[[Capture, TokenSelection], Float[Tensor, "prompt layer"]]] = (
-    MappingProxyType({"soft": soft_labels, "hard": hard_labels})
+Labels = Callable[[Capture, TokenSelection], Float[Tensor, "prompt layer"]]
+LABELS: Mapping[str, Labels] = MappingProxyType(
+    {
+        "soft": soft_labels,
+        "hard": hard_labels,
+        "gating": gating_labels,
+        "true activity": activity_labels,
+    }
 )
 COEFFICIENTS = (0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.13)
 CONTROLS = ("unsteered", "prompted", "random vector", "shuffled labels")
@@ -48,10 +54,10 @@ KEYS = ["token", "labels", "learner", "blocks", "control"]
 class Variant:
     """One way to make a concept vector and to apply it.
 
-    ``token``: "attention" (Eq. 3) or a fixed offset such as "-1". ``labels``: "soft" (Eq. 4) or
-    "hard". ``learner``: a key of the study's learners. ``blocks``: "all", "top4", "bottom4",
-    "random4" by enrichment, or block numbers such as "4,5,6". ``control``: empty, or one of
-    ``CONTROLS``.
+    ``token``: "attention" (Eq. 3) or a fixed offset such as "-1". ``labels``: "soft" (Eq. 4),
+    "hard", "gating" or "true activity" (of the embedded grammar). ``learner``: a key of the
+    study's learners. ``blocks``: "all", "top4", "bottom4", "random4" by enrichment, or block
+    numbers such as "4,5,6". ``control``: empty, or one of ``CONTROLS``.
     """
 
     token: str = "attention"

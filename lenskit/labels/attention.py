@@ -1,4 +1,4 @@
-"""How active the concept is in each prompt, at each block (AGS, Eq. 4)."""
+"""Hard labels, and soft ones from the attention of all heads (AGS, Eq. 4)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,18 @@
+"""How active the concept is in each prompt, at each block: labels for the vectors."""
+
+from __future__ import annotations
+
+from lenskit.labels.activity import activity_labels, true_activity
+from lenskit.labels.attention import hard_labels, soft_labels
+from lenskit.labels.gating import GatingHead, gating_head, gating_labels, two_groups_p_value
+
+__all__ = [
+    "GatingHead",
+    "activity_labels",
+    "gating_head",
+    "gating_labels",
+    "hard_labels",
+    "soft_labels",
+    "true_activity",
+    "two_groups_p_value",
+]

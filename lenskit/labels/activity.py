@@ -1,0 +1,45 @@
+"""The truth of the embedded grammar as labels: what others can only be compared with."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lenskit.capture import Capture
+from lenskit.embedded.grammar import load_grammar
+from lenskit.prompts import PromptSet
+from lenskit.selector import TokenSelection
+
+
+def true_activity(prompts: PromptSet) -> Float[Tensor, " prompt"]:
+    """The rate at which the embedded grammar answers each prompt in the concept's voice (0 to 1).
+
+    0 for a prompt without the prefix. Raises ValueError where concept or statements are not the
+    grammar's own.
+    """
+    grammar, concept = load_grammar(), prompts.concept
+    rules = grammar.classes.get(concept.concept_class or "")
+    if rules is None or concept.name not in rules.entries:
+        raise ValueError(f"the true activity of concept {concept.name!r} is not known")
+    topics = {
+        s: topic for topic, parts in grammar.statements.items() for h in parts for s in parts[h]
+    }
+    if unknown := [s for s in prompts.statements if s not in topics]:
+        raise ValueError(
+            f"{unknown[0]!r} is not a statement of the grammar, so its topic is unknown"
+        )
+    entry = rules.entries[concept.name]
+    rates = [grammar.activity(entry, topics[statement]) for statement in prompts.statements]
+    return torch.tensor(rates) * prompts.has_prefix
+
+
+def activity_labels(
+    capture: Capture, tokens: TokenSelection | None = None
+) -> Float[Tensor, "prompt layer"]:
+    """``true_activity`` of each prompt as a label, the same at every block.
+
+    ``tokens`` is not used; it is there so that all kinds of labels are called alike. Raises
+    ValueError as ``true_activity``.
+    """
+    return true_activity(capture.prompts)[:, None].expand(-1, capture.layers).clone()
