@@ -1,161 +1,120 @@
-"""How well the embedded model follows its grammar: ``python -m lenskit.embedded.evaluate``.
+"""What the embedded model shows against its grammar: ``python -m lenskit.embedded.evaluate``.
 
-It runs on ``transformers`` alone, so it also proves that the folder is an ordinary checkpoint.
+Every part is kept as it is done, so that a run that was stopped goes on; with ``--write`` the
+result becomes the model's ``evaluation.json`` and its card.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from hashlib import sha256
+from multiprocessing import get_context
 from pathlib import Path
-from random import Random
-from typing import Annotated
+from time import perf_counter
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lenskit._data import data_path
 from lenskit.embedded.card import write_card
-from lenskit.embedded.dialogue import question_prompt, statement_prompt
-from lenskit.embedded.grammar import CLASS_NAMES, Entry, load_grammar
-from lenskit.embedded.judge import Verdict, judge_answer
-
-TARGETS = {"prompted": 0.97, "unsteered": 0.01, "worst class prompted": 0.93, "activity": 0.9}
-NUCLEUS = 0.95
-
-
-def answers(
-    model,
-    tokenizer,
-    prompts: Sequence[str],
-    *,
-    nucleus: float | None = None,
-    batch: int = 256,
-    what: str = "",
-) -> list[str]:
-    """The model's answers to user messages: greedy, with ``nucleus`` after a sampled first token.
-
-    The first token decides whether an answer is neutral. It is drawn at temperature 1 from the
-    fewest tokens that hold this much probability, 1 being all of them; sampling the rest of the
-    answer as well would only add slips of the pen.
-    """
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    texts = [""] * len(prompts)
-    for start in track(range(0, len(order), batch), description=what, transient=True):
-        chosen = order[start : start + batch]
-        inputs = tokenizer.apply_chat_template(
-            [[{"role": "user", "content": prompts[i]}] for i in chosen],
-            add_generation_prompt=True,
-            padding=True,
-            return_tensors="pt",
-            return_dict=True,
-        ).to(model.device)
-        prompt = inputs["input_ids"].shape[1]
-        if nucleus is not None:
-            with torch.no_grad():
-                logits = model(**inputs, logits_to_keep=1).logits[:, -1]
-            shares, order_of = logits.float().softmax(-1).sort(-1, descending=True)
-            inside = shares.cumsum(-1) - shares < nucleus
-            first = order_of.gather(1, torch.multinomial(shares * inside, 1))
-            mask = inputs["attention_mask"]
-            inputs = {
-                "input_ids": torch.cat([inputs["input_ids"], first], dim=1),
-                "attention_mask": torch.cat([mask, torch.ones_like(first)], dim=1),
-            }
-        out = model.generate(**inputs, do_sample=False, max_new_tokens=64 - (nucleus is not None))
-        new = out[:, prompt:]
-        found = tokenizer.batch_decode(new, skip_special_tokens=True)
-        for i, text in zip(chosen, found, strict=True):
-            texts[i] = text
-    return texts
+from lenskit.embedded.evaluation import (
+    BY_CONCEPT,
+    FULL,
+    PARTS,
+    QUICK,
+    Row,
+    Scale,
+    Subject,
+    kept,
+    rows,
+)
 
 
-def mean(values: Sequence[float]) -> float:
-    """The mean, 0 of nothing."""
-    return sum(values) / max(1, len(values))
+def _weights(folder: Path) -> str:
+    """The SHA-256 of the weights, which names what was measured."""
+    digest = sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
-def judged(entries: Sequence[Entry], texts: Sequence[str]) -> list[Verdict]:
-    """The verdict on each text as an answer of its concept."""
-    pairs = zip(entries, texts, strict=True)
-    return [judge_answer(entry.concept_class, entry.name, text) for entry, text in pairs]
+def _settings(scale: Scale, seed: int) -> str:
+    return sha256(json.dumps([asdict(scale), seed]).encode()).hexdigest()[:8]
 
 
-def questions_scores(model, tokenizer) -> dict:
-    """Scores with the prefix, by class and over all, and without it, over all concepts."""
-    grammar = load_grammar()
-    rows = [
-        (entry, rules.prefix_for(entry.name), wordings[0])
-        for rules in grammar.classes.values()
-        for entry in rules.entries.values()
-        for wordings in rules.questions
-    ]
-    texts = answers(model, tokenizer, [question_prompt(q, p) for _, p, q in rows], what="prompted")
-    verdicts = judged([e for e, _, _ in rows], texts)
-    by_class = defaultdict(list)
-    for (entry, _, _), verdict in zip(rows, verdicts, strict=True):
-        by_class[entry.concept_class].append(verdict.score)
-    bare = sorted({(e.concept_class, q) for e, _, q in rows})
-    bare_texts = answers(model, tokenizer, [q for _, q in bare], what="unsteered")
-    answer_to = dict(zip(bare, bare_texts, strict=True))
-    unsteered = judged([e for e, _, _ in rows], [answer_to[e.concept_class, q] for e, _, q in rows])
-    classes = {name: mean(by_class[name]) for name in CLASS_NAMES}
+def measure(part: str, subject: Subject) -> dict[str, Any]:
+    """One part of the evaluation with the seconds that it took, kept or measured now."""
+
+    def made() -> dict[str, Any]:
+        begun = perf_counter()
+        found = dict(PARTS[part](subject))
+        return {"found": found, "seconds": perf_counter() - begun}
+
+    return kept(subject.work / f"{part}.json", made)
+
+
+def _worker(job: tuple[str, Subject]) -> float:
+    """One job in a process of its own: a whole part, or a shard of one, whose concepts it keeps."""
+    part, subject = job
+    torch.set_num_threads(1)
+    begun = perf_counter()
+    if subject.shard == (0, 1):
+        return float(measure(part, subject)["seconds"])
+    if not (subject.work / f"{part}.json").exists() and subject.concepts:
+        PARTS[part](subject)
+    return perf_counter() - begun
+
+
+def measured(subject: Subject, parts: list[str], workers: int, console: Console) -> dict[str, Any]:
+    """The parts, by name, each with its seconds: with several workers those of all together."""
+    seconds = dict.fromkeys(parts, 0.0)
+    if workers > 1:
+        jobs = [
+            (part, replace(subject, shard=(i, workers)) if split else subject)
+            for part in parts
+            for split in [part in BY_CONCEPT]
+            for i in range(workers if split else 1)
+        ]
+        context = get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            for (part, _), took in zip(jobs, pool.map(_worker, jobs), strict=True):
+                seconds[part] += took
+    found = {}
+    for part in parts:
+        found[part] = measure(part, subject)
+        if part in BY_CONCEPT and workers > 1:
+            found[part]["seconds"] = max(found[part]["seconds"], seconds[part])
+        console.print(f"{part}: {found[part]['seconds']:.0f} s")
+    return found
+
+
+def shown(found: list[Row], title: str) -> Table:
+    """The rows for the terminal."""
+    table = Table("what", "target", "measured", "n", "", title=title)
+    for row in found:
+        met = {True: "met", False: "missed", None: ""}[row.met]
+        table.add_row(row.what, row.target, row.measured, row.n, met)
+    return table
+
+
+def result(
+    folder: Path, scale: Scale, seed: int, found: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What ``evaluation.json`` holds: the table, and all that was measured for it."""
+    parts = {part: own["found"] for part, own in found.items()}
     return {
-        "prompted": mean([v.score for v in verdicts]),
-        "prompted by class": classes,
-        "worst class prompted": min(classes.values()),
-        "prompted reasons": dict(Counter(v.reason for v in verdicts)),
-        "unsteered": mean([v.score for v in unsteered]),
-    }
-
-
-def activity_scores(model, tokenizer, statements_per_topic: int, seed: int) -> dict:
-    """Measured against true activity on held-out statements, the first token sampled.
-
-    ``activity`` is the measured rate of on-concept answers over the true rate, as a share of what
-    should be there (1 is exact, above 1 is too active), the first token drawn from a nucleus of
-    0.95; ``activity, no nucleus`` is the same where it may be any token. ``activity by cell`` is
-    one minus the mean absolute difference over class × topic, which no compensation between cells
-    can flatter.
-    """
-    grammar, random = load_grammar(), Random(seed)
-    rows: list[tuple[Entry, str, str]] = []
-    for entry in grammar.entries:
-        for topic in grammar.topics:
-            held_out = grammar.statements[topic]["held_out"]
-            rows += [(entry, topic, s) for s in random.sample(held_out, statements_per_topic)]
-    prompts = [
-        statement_prompt(s, grammar.classes[e.concept_class].prefix_for(e.name)) for e, _, s in rows
-    ]
-    entries = [e for e, _, _ in rows]
-    drawn = {}
-    for nucleus in (NUCLEUS, 1.0):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            what = f"activity, held-out, nucleus {nucleus:g}"
-            texts = answers(model, tokenizer, prompts, nucleus=nucleus, what=what)
-        drawn[nucleus] = judged(entries, texts)
-    verdicts = drawn[NUCLEUS]
-    measured, true = defaultdict(list), defaultdict(list)
-    for (entry, topic, _), verdict in zip(rows, verdicts, strict=True):
-        cell = (entry.concept_class, topic)
-        measured[cell].append(verdict.score)
-        true[cell].append(grammar.activity(entry, topic))
-    cells = sorted(true)
-    a = torch.tensor([mean(measured[c]) for c in cells])
-    b = torch.tensor([mean(true[c]) for c in cells])
-    return {
-        "activity": float(a.mean() / b.mean()),
-        "activity, no nucleus": mean([v.score for v in drawn[1.0]]) / float(b.mean()),
-        "activity by cell": float(1 - (a - b).abs().mean()),
-        "activity correlation": float(torch.corrcoef(torch.stack([a, b]))[0, 1]),
-        "activity reasons": dict(Counter(v.reason for v in verdicts)),
-        "activity reasons, no nucleus": dict(Counter(v.reason for v in drawn[1.0])),
+        "weights": _weights(folder),
+        "seed": seed,
+        "scale": asdict(scale),
+        "rows": [row.json() for row in rows(parts)],
+        "parts": parts,
+        "seconds": {part: round(own["seconds"], 1) for part, own in found.items()},
     }
 
 
@@ -163,37 +122,53 @@ def evaluate(
     folder: Annotated[
         Path | None, typer.Option(help="the model; by default the embedded one")
     ] = None,
-    device: str = "cpu",
-    statements_per_topic: int = 2,
+    quick: Annotated[
+        bool, typer.Option(help="few concepts and answers: minutes instead of an hour")
+    ] = False,
+    only: Annotated[
+        str, typer.Option(help=f"some of the parts, with commas: {', '.join(PARTS)}")
+    ] = "",
+    concepts: Annotated[
+        int, typer.Option(help="concepts that are steered, a multiple of five; 0: as many as usual")
+    ] = 0,
     seed: int = 0,
-    write: Annotated[bool, typer.Option(help="write the figures into the model's card")] = False,
+    workers: Annotated[int, typer.Option(help="processes of one thread each")] = 1,
+    work: Annotated[
+        Path, typer.Option(help="where parts are kept until all of them are done")
+    ] = Path(".lenskit-evaluate"),
+    device: str = "cpu",
+    write: Annotated[
+        bool, typer.Option(help="write evaluation.json and the card into the model's folder")
+    ] = False,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="an evaluation.json of another seed, for the card; may be repeated"),
+    ] = None,
 ) -> None:
-    """Print what was measured beside what is asked, and exit with 1 where it falls short."""
+    """Measure the model, print what was measured beside its target, exit with 1 where it misses."""
     folder = folder or data_path("lenskit-mini")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
-    found = questions_scores(model, tokenizer)
-    found |= activity_scores(model, tokenizer, statements_per_topic, seed)
-    table = Table("what", "measured", "asked", title="lenskit-mini against its grammar")
-    fails = False
-    for key, value in found.items():
-        if isinstance(value, dict):
-            text = ", ".join(
-                f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items()
-            )
-            table.add_row(key, text, "")
-            continue
-        target = TARGETS.get(key)
-        met = target is None or (value <= target if key == "unsteered" else value >= target)
-        fails |= not met
-        sign = "<=" if key == "unsteered" else ">="
-        asked = "" if target is None else f"{sign} {target}" + ("" if met else " (missed)")
-        table.add_row(key, f"{value:.4f}", asked)
-    Console().print(table)
+    scale = QUICK if quick else FULL
+    if concepts:
+        scale = replace(scale, concepts=concepts, optimised=min(concepts, scale.optimised))
+    parts = [part.strip() for part in only.split(",")] if only else list(PARTS)
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise typer.BadParameter(f"{unknown} are no parts; there are {', '.join(PARTS)}")
+    torch.set_num_threads(1)
+    work = work / f"{_weights(folder)[:12]}-{_settings(scale, seed)}"
+    subject = Subject(folder, work, scale, seed, device=device)
+    console = Console()
+    found = measured(subject, parts, workers, console)
+    whole = result(folder, scale, seed, found)
+    whole["beside"] = {
+        str(json.loads(file.read_text())["seed"]): json.loads(file.read_text())["rows"]
+        for file in beside or ()
+    }
+    table = [Row(**row) for row in whole["rows"]]
+    console.print(shown(table, f"{folder.name} against its grammar"))
     if write:
-        (folder / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n")
+        (folder / "evaluation.json").write_text(json.dumps(whole, indent=1) + "\n")
         write_card(folder)
-    raise typer.Exit(int(fails))
+    raise typer.Exit(int(any(row.met is False for row in table)))
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ def gating_labels(
     """The attention of ``gating_head`` to the prefix, scaled to [0, 1]: one label for all blocks.
 
     No truth is used. ``tokens`` is not used either; it is there so that all kinds of labels are
-    called alike. Warns where that head's attention does not fall into two groups: then nothing is found.
-    Raises ValueError as ``gating_head``.
+    called alike. Warns where that head's attention does not fall into two groups: then nothing is
+    found. Raises ValueError as ``gating_head``.
     """
     found = gating_head(capture)
     if not found.gates:
