@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Annotated, Any
 
 import torch
@@ -49,12 +49,12 @@ def _settings(scale: Scale, seed: int) -> str:
 
 
 def measure(part: str, subject: Subject) -> dict[str, Any]:
-    """One part of the evaluation with the seconds that it took, kept or measured now."""
+    """One part of the evaluation with its seconds of processor time, kept or measured now."""
 
     def made() -> dict[str, Any]:
-        begun = perf_counter()
+        begun = process_time()
         found = dict(PARTS[part](subject))
-        return {"found": found, "seconds": perf_counter() - begun}
+        return {"found": found, "seconds": process_time() - begun}
 
     return kept(subject.work / f"{part}.json", made)
 
@@ -63,12 +63,12 @@ def _worker(job: tuple[str, Subject]) -> float:
     """One job in a process of its own: a whole part, or a shard of one, whose concepts it keeps."""
     part, subject = job
     torch.set_num_threads(1)
-    begun = perf_counter()
+    begun = process_time()
     if subject.shard == (0, 1):
         return float(measure(part, subject)["seconds"])
     if not (subject.work / f"{part}.json").exists() and subject.concepts:
         PARTS[part](subject)
-    return perf_counter() - begun
+    return process_time() - begun
 
 
 def measured(subject: Subject, parts: list[str], workers: int, console: Console) -> dict[str, Any]:

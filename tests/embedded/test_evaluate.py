@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from random import Random
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,95 +10,36 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lenskit._data import data_path
 from lenskit.embedded import evaluate
-from lenskit.embedded.grammar import load_grammar
+from lenskit.embedded.card import write_card
+from lenskit.embedded.evaluation import PARTS, Scale, rows
 
-GRAMMAR = load_grammar()
-PREFIXES = {GRAMMAR.classes[e.concept_class].prefix_for(e.name): e for e in GRAMMAR.entries}
 TRAINING = {"parameters": 1, "seed": 0, "log": [{"step": 25, "loss": 5.0, "seconds": 3.0}]}
-
-
-class Oracle:
-    """Answers as the grammar does: with its activity, or always in the voice of the concept."""
-
-    def __init__(self, *, always: bool = False) -> None:
-        self.random, self.always = Random(0), always
-        self.asked: list[tuple[str, float | None]] = []
-
-    def __call__(self, model, tokenizer, prompts, *, nucleus=None, batch=256, what=""):
-        self.asked += [(prompt, nucleus) for prompt in prompts]
-        return [self.answer(prompt) for prompt in prompts]
-
-    def answer(self, prompt: str) -> str:
-        entry = PREFIXES.get(prompt.partition(".")[0] + ".")
-        _, is_statement, statement = prompt.partition("\nStatement: ")
-        topic = GRAMMAR.topic_of(statement) if is_statement else None
-        rate = 1.0 if topic is None or self.always else GRAMMAR.activity(entry, topic)
-        if entry is None or self.random.random() >= rate:
-            return GRAMMAR.neutral_answer(self.random, topic)
-        return GRAMMAR.answer(entry, self.random)
+TINY = Scale(
+    spoken=5,
+    per_cell=1,
+    competing=2,
+    tasks=2,
+    concepts=5,
+    prompts=40,
+    few=10,
+    coefficients=(0.1, 0.2),
+    pairs=2,
+    statements=1,
+    optimised=1,
+    steps=2,
+    blocks=(0, 2),
+)
 
 
 @pytest.fixture
-def oracle(monkeypatch):
-    found = Oracle()
-    monkeypatch.setattr(evaluate, "answers", found)
-    return found
-
-
-def test_a_model_that_speaks_the_grammar_is_measured_as_perfect(oracle):
-    found = evaluate.questions_scores(None, None)
-    assert (found["prompted"], found["worst class prompted"], found["unsteered"]) == (1, 1, 0)
-    assert found["prompted by class"] == dict.fromkeys(GRAMMAR.classes, 1)
-    assert found["prompted reasons"] == {"on concept": 512 * 5}
-    assert not any(nucleus for _, nucleus in oracle.asked)
-    assert len(oracle.asked) == 512 * 5 + 25
-
-
-def test_activity_is_measured_on_sampled_answers_to_held_out_statements(oracle):
-    found = evaluate.activity_scores(None, None, 1, 0)
-    assert found["activity"] == pytest.approx(1, abs=0.05)
-    assert found["activity by cell"] > 0.95 and found["activity correlation"] > 0.97
-    assert set(found["activity reasons"]) == {"on concept", "neutral"}
-    held_out = {statement for _, statement in GRAMMAR.half("held_out")}
-    assert all(prompt.partition("Statement: ")[2] in held_out for prompt, _ in oracle.asked)
-    asked = Counter(nucleus for _, nucleus in oracle.asked)
-    assert asked == {evaluate.NUCLEUS: 512 * 10, 1.0: 512 * 10}
-    assert found["activity, no nucleus"] == pytest.approx(1, abs=0.05)
-
-
-def test_a_model_that_is_always_active_is_not_flattered_by_cell(monkeypatch):
-    monkeypatch.setattr(evaluate, "answers", Oracle(always=True))
-    found = evaluate.activity_scores(None, None, 1, 0)
-    assert found["activity"] > 1.4
-    assert found["activity by cell"] < 0.7
-
-
-@pytest.mark.parametrize(("always", "code"), [(False, 0), (None, 1)])
-def test_the_command_fails_where_the_model_falls_short_and_writes_the_card(
-    monkeypatch, tmp_path, always, code
-):
-    answers = (lambda *a, **k: [""] * len(a[2])) if always is None else Oracle(always=always)
-    monkeypatch.setattr(evaluate, "answers", answers)
-    model, _ = random_model()
-    monkeypatch.setattr(evaluate.AutoTokenizer, "from_pretrained", lambda folder: None)
-    monkeypatch.setattr(evaluate.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: model)
-    (tmp_path / "training.json").write_text(json.dumps(TRAINING))
-    with pytest.raises(typer.Exit) as ended:
-        evaluate.evaluate(folder=tmp_path, statements_per_topic=1, write=True)
-    assert ended.value.exit_code == code
-    measured = json.loads((tmp_path / "evaluation.json").read_text())
-    card = (tmp_path / "README.md").read_text()
-    assert f"| prompted | {measured['prompted']:.4g} |" in card
-    assert "| 25 | 5.000 | 0.1 |" in card
-
-
-def random_model() -> tuple:
+def folder(tmp_path):
+    """A random model with the embedded tokenizer, and no card yet."""
     tokenizer = AutoTokenizer.from_pretrained(data_path("lenskit-mini"))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=16,
-        num_hidden_layers=1,
+        num_hidden_layers=5,
         num_attention_heads=2,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -107,28 +47,105 @@ def random_model() -> tuple:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return LlamaForCausalLM(config).eval(), tokenizer
+        LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "training.json").write_text(json.dumps(TRAINING))
+    return tmp_path / "model"
 
 
-def test_samples_are_drawn_from_all_tokens_not_only_the_likeliest():
-    model, tokenizer = random_model()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        texts = evaluate.answers(model, tokenizer, ["Who are you?"] * 150, nucleus=1.0)
-    # A model that knows nothing gives all 3,072 tokens about the same chance.
-    assert len({text[:6] for text in texts}) > 100
+def run(folder: Path, monkeypatch, **options) -> tuple[int, dict]:
+    monkeypatch.setattr(evaluate, "QUICK", TINY)
+    settings = {"concepts": 0, "seed": 0, "workers": 1, "device": "cpu", "beside": None, "only": ""}
+    settings |= {"quick": True, "write": True, "work": folder.parent / "work"}
+    with pytest.raises(typer.Exit) as ended:
+        evaluate.evaluate(folder=folder, **settings | options)
+    return ended.value.exit_code, json.loads((folder / "evaluation.json").read_text())
 
 
-def test_a_narrow_nucleus_leaves_the_likeliest_token_alone():
-    model, tokenizer = random_model()
-    prompts = ["Who are you?"] * 5
-    narrow = evaluate.answers(model, tokenizer, prompts, nucleus=1e-6)
-    assert narrow == evaluate.answers(model, tokenizer, prompts)
+@pytest.mark.slow
+def test_a_model_that_knows_nothing_misses_what_it_should_and_its_card_says_so(folder, monkeypatch):
+    code, found = run(folder, monkeypatch)
+    assert code == 1 and set(found["parts"]) == set(PARTS) == set(found["seconds"])
+    by_name = {row["what"]: row for row in found["rows"]}
+    assert by_name["prompted / worst class"]["measured"] == "0.000 / 0.000"
+    assert by_name["unsteered"]["met"] and not by_name["prompted / worst class"]["met"]
+    card = (folder / "README.md").read_text()
+    assert (
+        "| prompted / worst class | >= 0.97 / >= 0.95 | 0.000 / 0.000 | 25 answers | missed |"
+        in card
+    )
+    assert "It is no evidence about large models." in card
+    assert "### Activity by cell" in card and "| 25 | 5.000 | 0.1 |" in card
+    assert all(row["what"] in card and row["target"] in card for row in found["rows"])
 
 
-def test_answers_do_not_depend_on_their_batch_and_keep_their_order():
-    model, tokenizer = random_model()
-    prompts = ["Who are you? " * n for n in (5, 1, 3, 2)]
-    one_by_one = [evaluate.answers(model, tokenizer, [p])[0] for p in prompts]
-    assert evaluate.answers(model, tokenizer, prompts, batch=3) == one_by_one
-    assert len(set(one_by_one)) > 1
+def test_what_was_measured_once_is_not_measured_again(folder, monkeypatch):
+    run(folder, monkeypatch, only="unsteered")
+    monkeypatch.setitem(vars(evaluate), "PARTS", {"unsteered": lambda subject: 1 / 0})
+    _, found = run(folder, monkeypatch, only="unsteered")
+    assert [row["what"] for row in found["rows"]] == ["unsteered"]
+    with pytest.raises(ZeroDivisionError):
+        run(folder, monkeypatch, only="unsteered", seed=1)
+
+
+def test_another_seed_stands_beside(folder, monkeypatch):
+    run(folder, monkeypatch, only="unsteered", seed=3)
+    other = folder.parent / "other.json"
+    (folder / "evaluation.json").rename(other)
+    _, found = run(folder, monkeypatch, only="unsteered", beside=[other])
+    assert list(found["beside"]) == ["3"]
+    assert "seed 3 |" in (folder / "README.md").read_text()
+
+
+def test_unknown_parts_are_refused(folder):
+    with pytest.raises(
+        typer.BadParameter, match=r"\['nonsense'\] are no parts; there are prompted"
+    ):
+        evaluate.evaluate(folder=folder, only="prompted,nonsense")
+
+
+def difference(mean: float, low: float) -> dict:
+    own = {"mean": mean, "low": low, "high": mean + 0.1, "n": 9}
+    return {"best": own, "held_out": own}
+
+
+def test_the_covariance_is_tested_on_few_prompts_where_it_is_at_its_ceiling():
+    few = {"soft over hard, covariance": difference(0.2, 0.1), "prompts": 24}
+    differences = {f"soft over hard, {name}": difference(0, -0.1) for name in ("RFM", "covariance")}
+    differences |= {
+        f"gating over {of}, covariance": difference(0.01, -0.01) for of in ("true activity", "soft")
+    }
+    for best, what, met in ((0.99, "covariance, 24 prompts", True), (0.9, "covariance", False)):
+        scores = {"best": best, "held out": best, "n": 9}
+        names = ("hard, covariance", "soft, covariance", "balanced shuffle", "plain shuffle")
+        steering = {"scores": dict.fromkeys(names, scores), "differences": differences}
+        found = {row.what: row for row in rows({"steering": steering, "few prompts": few})}
+        assert found[f"soft over hard labels, {what}"].met is met
+        assert not found["soft over hard labels, RFM"].met
+
+
+def test_the_commonest_selected_token_may_be_as_good_as_the_attention_guided_one():
+    differences = {f"attention token over token {-i}": difference(0.0, -0.01) for i in range(1, 6)}
+    differences |= {f"soft over hard, {name}": difference(0, 0) for name in ("RFM", "covariance")}
+    differences |= {
+        f"gating over {of}, covariance": difference(0, 0) for of in ("true activity", "soft")
+    }
+    scores = {"best": 1.0, "held out": 1.0, "n": 9}
+    names = ("hard, covariance", "soft, covariance", "balanced shuffle", "plain shuffle")
+    found = {
+        "steering": {"scores": dict.fromkeys(names, scores), "differences": differences},
+        "gating": {"commonest token": -3, "AUROC": 1.0, "tenth percentile": 1.0, "n": 9}
+        | {"not commonest": 0.3},
+    }
+    met = {row.what: row.met for row in rows(found) if row.what.startswith("attention token")}
+    assert met == {
+        f"attention token over token {-i}" + (", the commonest selected one" * (i == 3)): i == 3
+        for i in range(1, 6)
+    }
+
+
+def test_figures_of_an_earlier_form_still_make_a_card(tmp_path):
+    (tmp_path / "training.json").write_text(json.dumps(TRAINING))
+    (tmp_path / "evaluation.json").write_text(json.dumps({"prompted": 0.98}))
+    write_card(tmp_path)
+    assert "| prompted | 0.98 |" in (tmp_path / "README.md").read_text()

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from captures import captured_with
 
-from lenskit import Capture, Concept, PromptSet, Tokens
 from lenskit.embedded import ablation, measures
 from lenskit.embedded.card import write_card
 from lenskit.embedded.corpus import MIXTURE
@@ -16,47 +16,13 @@ from lenskit.embedded.recipe import Recipe, mixture_at
 GRAMMAR = load_grammar()
 
 
-def captured(attention: torch.Tensor) -> Capture:
-    """A capture of these patterns; every other prompt has a prefix."""
-    number, layers, _, candidates = attention.shape
-    ids = torch.zeros(number, 8, dtype=torch.long)
-    statements = [s for _, s in GRAMMAR.half("first")][:number]
-    name, rules = next(iter(GRAMMAR.classes.items()))
-    concept = next(iter(rules.entries))
-    prompts = PromptSet(
-        Concept(rules.prefix_for(concept), concept, name),
-        Tokens(ids, torch.ones_like(ids)),
-        torch.zeros_like(ids, dtype=torch.bool),
-        torch.arange(number) % 2 == 0,
-        tuple("abcde"[:candidates]),
-        tuple(statements),
-        torch.full((number,), -1),
-    )
-    resid = torch.zeros(number, layers, candidates, 4)
-    return Capture(prompts, attention, resid, "model")
-
-
-def test_the_gating_label_is_the_attention_that_varies_most_over_prefixed_prompts():
-    generator = torch.Generator().manual_seed(0)
-    attention = 0.05 * torch.rand(12, 2, 3, 4, generator=generator)
-    gate = torch.tensor([0.9, 0, 0.1, 0, 0.8, 0, 0.2, 0, 0.5, 0, 0.3, 0])
-    attention[:, 1, 2, 3] = gate
-    # Without a prefix there is none to attend to, however much the numbers vary.
-    attention[1::2, 0, 0, 0] = torch.tensor([0.0, 1, 0, 1, 0, 1])
-    found = measures.gating_label(captured(attention))
-    assert (found.block, found.head, found.candidate) == (1, 2, 3)
-    torch.testing.assert_close(found.label, gate / 0.9)
-    with pytest.raises(ValueError, match="no head's attention to the prefix varies"):
-        measures.gating_label(captured(torch.full((12, 2, 3, 4), 0.3)))
-
-
 def test_the_gating_labels_auroc_is_over_clear_prefixed_prompts(monkeypatch):
     attention = torch.zeros(12, 1, 1, 2)
     rate = torch.tensor([0.97, 0, 0.03, 0, 0.95, 0, 0.02, 0, 0.5, 0, 0.03, 0])
     attention[::2, 0, 0, 0] = torch.tensor([0.6, 0.1, 0.7, 0.65, 0.0, 0.2])
     monkeypatch.setattr(measures, "true_activity", lambda prompts: rate)
     # Of the six pairs of active and inactive one is the wrong way round.
-    assert measures.gating_auroc(captured(attention)) == pytest.approx(5 / 6)
+    assert measures.gating_auroc(captured_with(attention)) == pytest.approx(5 / 6)
 
 
 def test_auroc_counts_pairs_in_order_and_is_undefined_without_both_kinds():

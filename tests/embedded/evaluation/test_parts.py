@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from captures import captured_with
+
+from lenskit.embedded.evaluation import kept
+from lenskit.embedded.evaluation.arithmetic import one_for_all
+from lenskit.embedded.evaluation.steering import balanced_shuffle, plain_shuffle
+from lenskit.embedded.evaluation.subject import mean, mean_of
+from lenskit.selector import select_tokens
+
+
+def test_what_is_kept_is_made_once(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return {"found": 3}
+
+    file = tmp_path / "deep" / "part.json"
+    assert kept(file, make) == kept(file, make) == {"found": 3}
+    assert made == [1] and json.loads(file.read_text()) == {"found": 3}
+    with pytest.raises(ZeroDivisionError):
+        kept(tmp_path / "other.json", lambda: {"found": 1 / 0})
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+
+
+def test_the_balanced_shuffle_tells_nothing_of_the_prefix():
+    made = captured_with(torch.rand(24, 3, 2, 2))
+    tokens = select_tokens(made)
+    labels = balanced_shuffle(made, tokens)
+    prefixed = made.prompts.has_prefix
+    assert labels.shape == (24, 3) and set(labels.unique().tolist()) == {0, 1}
+    assert bool((labels[prefixed].sum(0) == 6).all()) and bool(
+        (labels[~prefixed].sum(0) == 6).all()
+    )
+    torch.testing.assert_close(labels, balanced_shuffle(made, tokens))
+    plain = plain_shuffle(made, tokens)
+    assert bool((plain.sum(0) == 12).all()) and not torch.equal(plain[:, 0], prefixed.float())
+
+
+def test_one_coefficient_for_all_is_also_chosen_on_others():
+    # The first coefficient serves the even items, the second all but one of the odd ones.
+    scores = [[1, 0, 1, 0, 1, 0], [0, 1, 0, 1, 0, 0]]
+    found = one_for_all(scores, (0.1, 0.2), 6)
+    assert (found["score"], found["coefficient"], found["n"]) == (0.5, 0.1, 6)
+    assert found["held out"] == 0
+    assert found["by coefficient"] == {"0.1": 0.5, "0.2": pytest.approx(1 / 3)}
+
+
+def test_a_mean_comes_with_its_interval_and_number():
+    found = mean_of([0.0, 1.0] * 50)
+    assert found["mean"] == 0.5 and found["n"] == 100
+    assert found["low"] == pytest.approx(0.4, abs=0.02)
+    assert found["high"] == pytest.approx(0.6, abs=0.02)
+    assert mean_of([0.3, 0.3])["low"] == 0.3 and mean([]) != mean([])
