@@ -72,7 +72,7 @@ def _worker(job: tuple[str, Subject]) -> float:
 
 
 def measured(subject: Subject, parts: list[str], workers: int, console: Console) -> dict[str, Any]:
-    """The parts, by name, each with its seconds: with several workers those of all together."""
+    """The parts, by name, with their seconds: those asked for, and others that are kept already."""
     seconds = dict.fromkeys(parts, 0.0)
     if workers > 1:
         jobs = [
@@ -86,10 +86,12 @@ def measured(subject: Subject, parts: list[str], workers: int, console: Console)
             for (part, _), took in zip(jobs, pool.map(_worker, jobs), strict=True):
                 seconds[part] += took
     found = {}
-    for part in parts:
+    for part in PARTS:
+        if part not in parts and not (subject.work / f"{part}.json").exists():
+            continue
         found[part] = measure(part, subject)
-        if part in BY_CONCEPT and workers > 1:
-            found[part]["seconds"] = max(found[part]["seconds"], seconds[part])
+        if seconds.get(part, 0.0) > found[part]["seconds"]:
+            found[part]["seconds"] = seconds[part]
         console.print(f"{part}: {found[part]['seconds']:.0f} s")
     return found
 
