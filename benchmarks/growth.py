@@ -100,7 +100,7 @@ def over_width(device: str, widths: list[int]) -> Iterator[Case]:
         labels = soft_labels(captured, tokens)
 
         def fit(captured=captured, tokens=tokens, labels=labels) -> None:
-            fit_vectors(captured, tokens, labels, progress=False)
+            fit_vectors(captured, tokens, labels, learner="rfm", progress=False)
 
         yield width, fit
 
@@ -115,7 +115,7 @@ def over_concepts(pair: measure.Pair, numbers: list[int]) -> Iterator[Case]:
             captured = capture(pair.model, made, progress=False)
             tokens = select_tokens(captured)
             labels = soft_labels(captured, tokens, constant="hard")
-            fit_vectors(captured, tokens, labels, progress=False)
+            fit_vectors(captured, tokens, labels, learner="rfm", progress=False)
 
     for number in numbers:
         yield number, lambda number=number: work(list(islice(every, number)))
@@ -129,7 +129,9 @@ def over_rows(pair: measure.Pair, numbers: list[int]) -> Iterator[Case]:
     def work(number: int) -> None:
         rows = [SteeringRow(questions[i % 5], vectors, 0.01 * i) for i in range(number)]
         with endless(pair.model):
-            generate_steered(pair.model, rows, max_new_tokens=16, batch_size=number)
+            generate_steered(
+                pair.model, rows, relative=False, max_new_tokens=16, batch_size=number
+            )
 
     for number in numbers:
         yield number, lambda number=number: work(number)

@@ -18,6 +18,7 @@ from transformer_lens.utilities.position_ids import accepts_mask_derived_positio
 
 from lenskit.concepts import question_prompt
 from lenskit.models import Tokens, chat_ids, position_ids, using
+from lenskit.recipes import DEFAULT
 from lenskit.steering import active_interventions, intervene, intervention
 
 if TYPE_CHECKING:
@@ -156,8 +157,8 @@ def generate_steered(
     rows: Sequence[SteeringRow],
     *,
     blocks: Iterable[int] | None = None,
-    relative: bool = False,
-    start: int = 0,
+    relative: bool = DEFAULT.relative,
+    start: int = DEFAULT.start,
     **options: Unpack[Options],
 ) -> list[Answer]:
     """Answers of many rows in one batch, each with its own vectors, coefficient and prefix.

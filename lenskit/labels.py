@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -55,3 +58,40 @@ def hard_labels(
     """
     prefixed = capture.prompts.has_prefix.float()
     return prefixed[:, None].expand(-1, capture.layers).clone()
+
+
+LABELS: Mapping[str, Callable[[Capture, TokenSelection], Float[Tensor, "prompt layer"]]] = (
+    MappingProxyType({"soft": soft_labels, "hard": hard_labels})
+)
+
+
+def find_labels(
+    capture: Capture, tokens: TokenSelection, labels: Any
+) -> Float[Tensor, "prompt layer"]:
+    """Labels from a name, from a function of capture and selection, or from numbers.
+
+    ``labels``: "soft", "hard", a function, or a tensor, array or list [prompt, layer], or one
+    number for each prompt, which serves every block. Raises ``ValueError`` for other names and
+    shapes.
+    """
+    if isinstance(labels, str):
+        if labels not in LABELS:
+            raise ValueError(
+                f"labels must be one of {', '.join(LABELS)}, or numbers; got {labels!r}"
+            )
+        return LABELS[labels](capture, tokens)
+    if callable(labels):
+        labels = labels(capture, tokens)
+    try:
+        made = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"labels must be numbers [prompt, layer]: {error}") from error
+    shape = capture.resid_post.shape[:2]
+    if made.shape == shape[:1]:
+        made = made[:, None].expand(*shape)
+    if made.shape != shape:
+        raise ValueError(
+            f"labels must be [prompt, layer] = {list(shape)} as the capture, or one for each "
+            f"prompt; got {list(made.shape)}"
+        )
+    return made.float() if made.dtype in (torch.bool, torch.int64, torch.int32) else made

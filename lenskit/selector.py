@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
+from operator import index
 from typing import Literal
 
 import torch
@@ -75,24 +78,58 @@ def select_tokens(
     pooled = _pool(attention, prompts, 0, "prompts")
     best = pooled == pooled.max(dim=-1, keepdim=True).values
     places = torch.arange(pooled.shape[-1])
-    index = torch.where(best, places, -1).max(dim=-1).values
+    chosen = torch.where(best, places, -1).max(dim=-1).values
     rule = f"argmax of attention to the prefix ({heads} over heads, {prompts} over prompts)"
-    return TokenSelection(index, capture.candidates, rule)
+    return TokenSelection(chosen, capture.candidates, rule)
 
 
 def fixed_token(capture: Capture, offset: int = -1) -> TokenSelection:
     """The same candidate token for all blocks, counted from the end (the baselines of AGS).
 
-    Raises ``ValueError`` unless ``offset`` is from -K to -1.
+    Raises ``ValueError`` unless ``offset`` is a whole number from -K to -1.
     """
     places = len(capture.candidates)
+    try:
+        offset = index(offset)
+    except TypeError:
+        raise ValueError(f"offset must be a whole number such as -1, got {offset!r}") from None
     if not -places <= offset <= -1:
         raise ValueError(
             f"offset must be from {-places} to -1 (the candidates are "
             f"{', '.join(map(repr, capture.candidates))}), got {offset}"
         )
-    index = torch.full((capture.layers,), places + offset, dtype=torch.long)
-    return TokenSelection(index, capture.candidates, f"token {offset}")
+    chosen = torch.full((capture.layers,), places + offset, dtype=torch.long)
+    return TokenSelection(chosen, capture.candidates, f"token {offset}")
+
+
+def find_tokens(
+    capture: Capture, tokens: TokenSelection | Callable[[Capture], TokenSelection] | str | int
+) -> TokenSelection:
+    """A selection from itself, a function of the capture, "attention", or an offset such as "-1".
+
+    Raises ``ValueError`` for a selection among other candidates, or for other blocks, than those
+    of the capture.
+    """
+    if isinstance(tokens, str):
+        if tokens == "attention":
+            return select_tokens(capture)
+        if not tokens.removeprefix("-").isdecimal():
+            raise ValueError(f"tokens must be 'attention' or an offset such as -1, got {tokens!r}")
+        tokens = int(tokens)
+    if isinstance(tokens, Real):
+        return fixed_token(capture, tokens)  # type: ignore[arg-type]
+    found = tokens(capture) if callable(tokens) else tokens
+    if not isinstance(found, TokenSelection):
+        raise TypeError(
+            "tokens must be a TokenSelection, a function that makes one of a capture, 'attention', "
+            f"or an offset such as -1; got {type(found).__name__}"
+        )
+    if found.candidates != capture.candidates or len(found.index) != capture.layers:
+        raise ValueError(
+            f"tokens selects among {found.candidates} for {len(found.index)} blocks; the capture "
+            f"has {capture.candidates} and {capture.layers} blocks"
+        )
+    return found
 
 
 def pool_heads(

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lenskit.models import hooked, position_ids, using
+from lenskit.recipes import DEFAULT
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -63,8 +64,8 @@ def intervention(
     coefficient: Coefficient | None = None,
     *,
     blocks: Iterable[int] | None = None,
-    start: int = 0,
-    relative: bool = False,
+    start: int = DEFAULT.start,
+    relative: bool = DEFAULT.relative,
 ) -> Intervention:
     """The arguments of ``steer``, checked and brought into one form."""
     chosen = _blocks(model, blocks)
@@ -99,8 +100,8 @@ def steer(
     *,
     coefficient: Coefficient | None = None,
     blocks: Iterable[int] | None = None,
-    start: int = 0,
-    relative: bool = False,
+    start: int = DEFAULT.start,
+    relative: bool = DEFAULT.relative,
 ) -> Iterator[TransformerBridge]:
     """Add ``ε v[l]`` to ``blocks.{l}.hook_resid_post`` in every forward pass inside the context.
 
@@ -113,7 +114,8 @@ def steer(
     over-steer. It must be given, except for pairs, whose coefficients it multiplies.
     ``blocks``: all by default; AGS leaves out the first. ``start``: the first steered position,
     counted in the row's own tokens, padding left out. ``relative``: ε is in units of each
-    block's mean residual norm (``vectors.resid_norm``) and not absolute.
+    block's mean residual norm (``vectors.resid_norm``), which differ between blocks and models;
+    ``False``: absolute, as AGS has it.
 
     Until the context ends, the model belongs to the thread that entered it: captures, answers and
     contexts of other threads wait (see ``lenskit.models.use``), so a thread must not wait inside

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from lenskit.vectors.fitting import fit_vectors
 from lenskit.vectors.learner import Learner, split
+from lenskit.vectors.learners import LEARNERS, find_learner, learners_of
 from lenskit.vectors.logistic import Logistic
 from lenskit.vectors.mean_difference import MeanDifference, SoftCovariance
 from lenskit.vectors.pca import PrincipalComponent
@@ -15,6 +16,7 @@ from lenskit.vectors.ridge import Ridge
 from lenskit.vectors.storage import ConceptVectors
 
 __all__ = [
+    "LEARNERS",
     "BlockFits",
     "ConceptVectors",
     "Learner",
@@ -25,6 +27,8 @@ __all__ = [
     "Ridge",
     "SoftCovariance",
     "fit_blocks",
+    "find_learner",
     "fit_vectors",
+    "learners_of",
     "split",
 ]
