@@ -129,9 +129,7 @@ def over_rows(pair: measure.Pair, numbers: list[int]) -> Iterator[Case]:
     def work(number: int) -> None:
         rows = [SteeringRow(questions[i % 5], vectors, 0.01 * i) for i in range(number)]
         with endless(pair.model):
-            generate_steered(
-                pair.model, rows, relative=False, max_new_tokens=16, batch_size=number
-            )
+            generate_steered(pair.model, rows, relative=False, max_new_tokens=16, batch_size=number)
 
     for number in numbers:
         yield number, lambda number=number: work(number)

@@ -34,6 +34,8 @@ from .models import model_fingerprint as model_fingerprint
 from .models import model_report as model_report
 from .prompts import PromptSet as PromptSet
 from .prompts import build_prompts as build_prompts
+from .recipes import Recipe as Recipe
+from .recipes import recipes as recipes
 from .scoring import Judge as Judge
 from .scoring import Steerability as Steerability
 from .scoring import Verdict as Verdict

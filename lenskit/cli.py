@@ -173,9 +173,7 @@ def study(
         from lenskit.models import load_model
         from lenskit.scoring import grammar_judge, phrase_judge
         from lenskit.study import (
-            COEFFICIENTS,
-            LABELS,
-            LEARNERS,
+            CONTROLS,
             finished,
             read_study,
             run_on_workers,
@@ -184,16 +182,17 @@ def study(
             variants,
             write_tables,
         )
+        from lenskit.vectors import LEARNERS
 
         ways = variants(
             tokens=tokens,
-            labels=among("labels", labels or ["soft"], LABELS),
-            learners=among("learner", learner or ["rfm"], LEARNERS),
+            labels=labels,
+            learners=learner and among("learner", learner, LEARNERS),
             blocks=where,
-            **({} if controls else {"controls": ()}),
+            controls=CONTROLS if controls else (),
         )
         options: dict[str, Any] = {
-            "coefficients": numbers or COEFFICIENTS,
+            "coefficients": numbers,
             "relative": relative,
             "prompts": prompts,
             "judge": phrase_judge(shown_by) if shown_by else grammar_judge,

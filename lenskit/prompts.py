@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -81,6 +81,25 @@ class PromptSet:
             tuple(self.statements[row] for row in rows.tolist()),
             place[self.pair[rows]],
         )
+
+
+def with_separator(model: TransformerBridge, prompts: PromptSet) -> PromptSet:
+    """The same prompts, whose prefix also spans the tokens of the white space after it.
+
+    AGS's own code counts them: its span runs up to the first token of the statement prompt.
+    """
+    mask = prompts.prefix_mask.clone()
+    for ids, row in zip(prompts.tokens.input_ids, mask, strict=True):
+        place = int(row.nonzero()[-1]) + 1 if bool(row.any()) else len(row)
+        # Beside the token before it, since a tokenizer may drop a space that opens a text.
+        while place < len(row):
+            last = model.tokenizer.decode(ids[place - 1 : place])
+            both = model.tokenizer.decode(ids[place - 1 : place + 1])
+            if not both.startswith(last) or both[len(last) :].strip():
+                break
+            row[place] = True
+            place += 1
+    return replace(prompts, prefix_mask=mask)
 
 
 def row_index(index: Rows, length: int) -> Int[Tensor, " row"]:

@@ -116,9 +116,9 @@ def find_tokens(
         if not tokens.removeprefix("-").isdecimal():
             raise ValueError(f"tokens must be 'attention' or an offset such as -1, got {tokens!r}")
         tokens = int(tokens)
-    if isinstance(tokens, Real):
-        return fixed_token(capture, tokens)  # type: ignore[arg-type]
-    found = tokens(capture) if callable(tokens) else tokens
+    found: object = tokens(capture) if callable(tokens) else tokens
+    if isinstance(found, Real):
+        return fixed_token(capture, found)  # type: ignore[arg-type]
     if not isinstance(found, TokenSelection):
         raise TypeError(
             "tokens must be a TokenSelection, a function that makes one of a capture, 'attention', "

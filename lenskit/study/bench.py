@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -17,10 +18,12 @@ from lenskit.capture import Capture, capture
 from lenskit.concepts import Concept
 from lenskit.enrichment import Enrichment, enrich
 from lenskit.generation import SteeringRow, generate_steered
-from lenskit.prompts import build_prompts
-from lenskit.scoring import Judge, grammar_judge
-from lenskit.selector import TokenSelection, fixed_token, select_tokens
-from lenskit.study.study import COEFFICIENTS, LABELS, LEARNERS, Variant
+from lenskit.labels import find_labels
+from lenskit.prompts import PromptSet, build_prompts, with_separator
+from lenskit.recipes import Recipe
+from lenskit.scoring import Judge, as_verdict, grammar_judge
+from lenskit.selector import TokenSelection, find_tokens
+from lenskit.study.ways import Variant, settings_of
 from lenskit.vectors import ConceptVectors, fit_vectors, split
 
 
@@ -33,18 +36,21 @@ class _Workbench:
     prompts: int
     seed: int
     learners: Mapping[str, Callable[[], object]]
+    recipe: Recipe
 
     @cached_property
     def capture(self) -> Capture:
-        prompts = build_prompts(self.model, self.concept, number=self.prompts, seed=self.seed)
-        return capture(self.model, prompts, progress=False)
+        return capture(self.model, self._prompts(self.prompts, "split"), progress=False)
+
+    def _prompts(self, number: int, layout: Literal["split", "paired"]) -> PromptSet:
+        prompts = build_prompts(
+            self.model, self.concept, number=number, layout=layout, seed=self.seed
+        )
+        return with_separator(self.model, prompts) if self.recipe.separator else prompts
 
     @cached_property
     def enrichment(self) -> Enrichment:
-        number = min(100, self.prompts)
-        paired = build_prompts(
-            self.model, self.concept, number=number, layout="paired", seed=self.seed
-        )
+        paired = self._prompts(min(100, self.prompts), "paired")
         tokens = self.selection("attention")
         return enrich(self.model, paired, tokens, seed=self.seed, progress=False)
 
@@ -53,15 +59,13 @@ class _Workbench:
         return {}
 
     def selection(self, token: str) -> TokenSelection:
-        return (
-            select_tokens(self.capture)
-            if token == "attention"
-            else fixed_token(self.capture, int(token))
-        )
+        return find_tokens(self.capture, token)
 
     def blocks(self, spec: str) -> tuple[int, ...] | None:
         if spec == "all":
             return None
+        if spec.startswith("from"):
+            return tuple(range(int(spec.removeprefix("from")), self.model.cfg.n_layers))
         for how in ("top", "bottom", "random"):
             if spec.startswith(how):
                 k = int(spec.removeprefix(how))
@@ -80,7 +84,7 @@ class _Workbench:
 
     def _fit(self, variant: Variant) -> ConceptVectors:
         tokens = self.selection(variant.token)
-        labels = LABELS[variant.labels](self.capture, tokens)
+        labels = find_labels(self.capture, tokens, variant.labels)
         # Concepts of one study must not share their draws.
         own = f"{self.seed}/{self.concept.concept_class}/{self.concept.name}".encode()
         draw = int.from_bytes(hashlib.sha256(own).digest()[:4])
@@ -90,7 +94,13 @@ class _Workbench:
         learner = self.learners[variant.learner]()
         if variant.control != "random vector":
             return fit_vectors(
-                self.capture, tokens, labels, learner=learner, seed=self.seed, progress=False
+                self.capture,
+                tokens,
+                labels,
+                learner=learner,
+                recipe=self.recipe,
+                seed=self.seed,
+                progress=False,
             )
         # Norms and provenance as usual; only the directions are drawn.
         fitted = self.vectors(replace(variant, control=""))
@@ -115,18 +125,23 @@ def _shuffled(
 def study_concept(
     model: TransformerBridge,
     concept: Concept,
-    variants: Sequence[Variant],
+    variants: Sequence[Variant] | Variant | None = None,
     *,
-    coefficients: Sequence[float] = COEFFICIENTS,
-    relative: bool = True,
+    recipe: Recipe | str | None = None,
+    coefficients: Sequence[float] | float | None = None,
+    relative: bool | None = None,
     prompts: int = 400,
     judge: Judge = grammar_judge,
-    learners: Mapping[str, Callable[[], object]] = LEARNERS,
+    learners: Mapping[str, Callable[[], object]] | None = None,
     max_new_tokens: int = 50,
     batch_size: int = 256,
     seed: int = 0,
 ) -> list[dict]:
     """Tidy rows of one concept: every variant, coefficient and test question, answered and judged.
+
+    Variants, coefficients, whether these are relative, and learners are the ``recipe``'s where
+    they are not given (``lk.recipes``). A judge may return a Verdict, a bool, or a number from 0
+    to 1.
 
     Raises ValueError for a concept with fewer than three test questions: two choose the
     coefficient, and the others are scored.
@@ -136,7 +151,10 @@ def study_concept(
             f"concept {concept.name!r} has {len(concept.questions)} questions, and three are the "
             "fewest; give Concept(questions=...)"
         )
-    bench = _Workbench(model, concept, prompts, seed, learners)
+    given = {"recipe": recipe, "coefficients": coefficients, "relative": relative}
+    variants, settings = settings_of(variants, given | {"learners": learners})
+    coefficients, relative = settings["coefficients"], settings["relative"]
+    bench = _Workbench(model, concept, prompts, seed, settings["learners"], settings["recipe"])
     rows: list[dict] = []
     for spec in dict.fromkeys(variant.blocks for variant in variants):
         planned = []
@@ -158,7 +176,7 @@ def study_concept(
             batch_size=batch_size,
         )
         for (variant, row), text in zip(planned, texts, strict=True):
-            verdict = judge(concept, row.question, text)
+            verdict = as_verdict(judge(concept, row.question, text))
             rows.append(
                 {"concept_class": concept.concept_class or "custom", "concept": concept.name}
                 | asdict(variant)

@@ -8,14 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import product
+from numbers import Real
 from typing import Any
 
 from lenskit.labels import LABELS
 from lenskit.recipes import DEFAULT, Recipe, find_recipe
 from lenskit.vectors import learners_of
 
-__all__ = ["BLOCKS", "CONTROLS", "Variant", "settings_of", "variants"]
+__all__ = ["BLOCKS", "COEFFICIENTS", "CONTROLS", "Variant", "settings_of", "variants"]
 
+COEFFICIENTS = DEFAULT.coefficients
 CONTROLS = ("unsteered", "prompted", "random vector", "shuffled labels")
 BLOCKS = re.compile(r"all|(top|bottom|random|from)[1-9]\d*|\d+(,\d+)*")
 
@@ -78,7 +80,7 @@ def variants(
     return (*combined, *(replace(combined[0], control=_control(control)) for control in own))
 
 
-def settings_of(variants: Iterable[Variant] | None, options: Mapping[str, Any]) -> tuple:
+def settings_of(variants: Iterable[Variant] | Variant | None, options: Mapping[str, Any]) -> tuple:
     """Variants and options of a study as they are run: the recipe's where they are not given.
 
     Raises ``ValueError`` for variants or coefficients that are none, not finite, equal, or an
@@ -99,7 +101,7 @@ def settings_of(variants: Iterable[Variant] | None, options: Mapping[str, Any]) 
     return ways, made
 
 
-def _ways(variants: Iterable[Variant] | None, recipe: Recipe) -> Iterable[Variant]:
+def _ways(variants: Iterable[Variant] | Variant | None, recipe: Recipe) -> Iterable[Variant]:
     if variants is None:
         return globals()["variants"](recipe)
     return [variants] if isinstance(variants, Variant) else variants
@@ -113,7 +115,7 @@ def _coefficients(given: Any, recipe: Recipe) -> tuple[float, ...]:
                 "give some, such as coefficients=(0.5, 1, 2, 4)"
             )
         return recipe.coefficients
-    given = [given] if isinstance(given, int | float) else given
+    given = [given] if isinstance(given, Real) else given
     numbers = tuple(float(number) for number in _listed("coefficients", given))
     if not all(map(math.isfinite, numbers)) or len(set(numbers)) < len(numbers):
         raise ValueError(f"coefficients must be finite and different numbers, got {numbers}")
@@ -131,7 +133,7 @@ def _listed(name: str, given: Iterable) -> tuple:
 def _choices(name: str, given: Any, default: Any) -> tuple:
     if given is None:
         return (default,)
-    if isinstance(given, str | int):
+    if isinstance(given, str | Real):
         return (given,)
     found = tuple(given)
     if not found and name != "controls":
@@ -148,7 +150,7 @@ def _token(token: Any) -> str:
 
 def _blocks(blocks: Any) -> str:
     text = blocks if isinstance(blocks, str) else ""
-    if not text and not isinstance(blocks, int):
+    if not text and isinstance(blocks, Iterable):
         text = ",".join(map(str, blocks))
     if not BLOCKS.fullmatch(text) or len(set(text.split(","))) < len(text.split(",")):
         raise ValueError(

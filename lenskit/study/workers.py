@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lenskit.concepts import Concept
 from lenskit.study.files import distinct, finished, read_study
 from lenskit.study.run import run_study
-from lenskit.study.study import Study, Variant, variants
+from lenskit.study.study import Study
+from lenskit.study.ways import Variant, settings_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 def run_on_workers(
     load: Callable[[], TransformerBridge],
-    concepts: Iterable[Concept],
-    variants: Sequence[Variant] = variants(),  # noqa: B008 - a constant
+    concepts: Iterable[Concept] | Concept,
+    variants: Sequence[Variant] | Variant | None = None,
     *,
     out: str | Path,
     workers: int | None = None,
@@ -43,6 +44,7 @@ def run_on_workers(
     concepts as ``run_study``, and whatever a worker raises.
     """
     concepts = distinct(concepts)
+    variants, options = settings_of(variants, options)
     folder = Path(out).resolve()
     done = finished(folder, concepts)
     # With nothing to do, one worker still checks that the folder is of this study.

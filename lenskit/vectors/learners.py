@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from sklearn.base import clone, is_classifier
+from sklearn.base import BaseEstimator, clone, is_classifier
 
 from lenskit.recipes import Recipe
 from lenskit.vectors.learner import Direction, Labels, Rows
@@ -87,7 +87,10 @@ def direction_of(learner: Any | FitFunction, parts: tuple[np.ndarray, ...], seed
 
 def _takes_validation(estimator: Any) -> bool:
     taken = signature(estimator.fit).parameters.values()
-    return any(p.name == "X_val" for p in taken) or any(p.kind is p.VAR_KEYWORD for p in taken)
+    if any(each.name == "X_val" for each in taken):
+        return True
+    # A pipeline of scikit-learn takes any keyword and refuses this one.
+    return not isinstance(estimator, BaseEstimator) and any(p.kind is p.VAR_KEYWORD for p in taken)
 
 
 def _classes(y: Labels, estimator: Any) -> np.ndarray:

@@ -19,9 +19,9 @@ from lenskit.prompts import build_prompts
 from lenskit.scoring import Verdict, phrase_judge, steerability
 from lenskit.selector import fixed_token, select_tokens
 from lenskit.steering import steer
-from lenskit.study import Study, Variant, run_study, study_concept, variants
+from lenskit.study import CONTROLS, Study, Variant, run_study, study_concept, variants
 from lenskit.study.bench import _shuffled
-from lenskit.study.study import CONTROLS, KEYS
+from lenskit.study.study import KEYS
 from lenskit.vectors import MeanDifference, SoftCovariance, fit_vectors
 
 SPIDERS, CHEERFUL = concepts["fears"]["spiders"], concepts["moods"]["cheerful"]
@@ -330,7 +330,7 @@ def test_variants_are_all_combinations_and_the_controls_of_the_first():
     assert {(v.token, v.labels) for v in found[:4]} == set(
         product(("attention", "-1"), ("soft", "hard"))
     )
-    assert found[4] == Variant("attention", "soft", "rfm", "all", "unsteered")
+    assert found[4] == Variant("attention", "soft", "covariance", "all", "unsteered")
     assert [v.control for v in variants()] == ["", *CONTROLS]
     with pytest.raises(ValueError, match="at least one choice"):
         variants(learners=())

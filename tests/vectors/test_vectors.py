@@ -12,10 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from sklearn.base import BaseEstimator, clone
+from sklearn.cross_decomposition import PLSRegression
+from sklearn.linear_model import Lasso, LinearRegression, LogisticRegression
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
 from torch import Tensor
 
 import lenskit.models
 from lenskit.concepts import Concept
+from lenskit.selector import TokenSelection
 from lenskit.vectors import (
     ConceptVectors,
     Learner,
@@ -30,6 +38,7 @@ from lenskit.vectors import (
 
 SPIDERS = Concept("Be afraid of spiders.", "spiders", "fears", ("What is scary?", "And why?"))
 PROMPTS, LAYERS, CANDIDATES, WIDTH = 40, 3, 2, 24
+ENDS = ("<end>", "<answer>")
 
 
 @dataclass(frozen=True)
@@ -49,15 +58,11 @@ class MadeCapture:
     prompts: MadePrompts
     resid_post: Tensor
     model: str = "made:0123"
+    candidates: tuple[str, ...] = ENDS
+    layers: int = LAYERS
 
 
-@dataclass(frozen=True)
-class MadeSelection:
-    index: Tensor
-    rule: str = "by hand"
-
-
-TOKENS = MadeSelection(torch.tensor([1, 0, 1]))
+TOKENS = TokenSelection(torch.tensor([1, 0, 1]), ENDS, "by hand")
 
 
 def made(seed: int = 0, hard: bool = False) -> tuple[MadeCapture, Tensor]:
@@ -111,11 +116,166 @@ def test_each_block_gets_the_vector_that_the_learner_finds_in_its_normalised_row
         assert float(found.validation[layer]) == pytest.approx(learner.validation_, abs=1e-5)
 
 
-def test_the_default_is_a_recursive_feature_machine():
-    capture, y = made()
+def test_the_default_is_the_covariance_which_for_hard_labels_is_the_mean_difference():
+    capture, y = made(hard=True)
     found = fit_vectors(capture, TOKENS, y, progress=False)
-    assert found.learner == "RecursiveFeatureMachine()"
-    assert torch.equal(found.directions, fit(capture, y, RecursiveFeatureMachine()).directions)
+    assert found.learner == "SoftCovariance()"
+    expected = fit(capture, y, MeanDifference()).directions
+    torch.testing.assert_close(found.directions, expected)
+
+
+def test_soft_labels_are_not_dropped_by_the_default():
+    capture, y = made()
+    found = fit_vectors(capture, TOKENS, y, progress=False).directions
+    assert torch.equal(found, fit(capture, y, SoftCovariance()).directions)
+    assert not torch.allclose(found, fit(capture, y, MeanDifference()).directions, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "learner"),
+    [
+        ("rfm", RecursiveFeatureMachine()),
+        ("ridge", Ridge()),
+        ("mean difference", MeanDifference()),
+        (Ridge, Ridge()),
+    ],
+)
+def test_a_learner_may_be_given_by_its_name_or_its_class(name, learner):
+    capture, y = made()
+    found = fit_vectors(capture, TOKENS, y, learner=name, progress=False)
+    assert torch.equal(found.directions, fit(capture, y, learner).directions)
+
+
+def test_a_misspelt_learner_is_answered_with_the_one_that_was_meant():
+    capture, y = made()
+    with pytest.raises(ValueError, match="'rigde' is not one of rfm, .*did you mean 'ridge'"):
+        fit(capture, y, "rigde")
+    with pytest.raises(TypeError, match="learner must be one of rfm, .*got int"):
+        fit(capture, y, 3)
+
+
+class Twofold(BaseEstimator):
+    def fit(self, X, y):
+        self.coef_ = X[:2]
+        return self
+
+
+class Lean(BaseEstimator):
+    """No validation rows in ``fit``, and a direction of its own."""
+
+    def fit(self, X, y):
+        self.direction_ = X.T @ (y - y.mean())
+        return self
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [LogisticRegression(), LinearSVC(), LinearRegression(), Lasso(1e-3), PLSRegression(1), Lean()],
+    ids=lambda learner: type(learner).__name__,
+)
+def test_an_estimator_of_scikit_learn_is_a_learner_by_its_coefficients(learner):
+    capture, y = made(hard=True)
+    found = fit(capture, y, learner)
+    for layer in range(LAYERS):
+        X, labels = rows_of(capture, layer), y[:, layer].numpy()
+        expected = clone(learner)
+        if "random_state" in expected.get_params():
+            expected.set_params(random_state=0)
+        expected.fit(X[:32], labels[:32])
+        direction = getattr(expected, "coef_", None)
+        direction = np.ravel(expected.direction_ if direction is None else direction)
+        cosine = found.directions[layer].numpy() @ direction / np.linalg.norm(direction)
+        assert abs(cosine) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("learner", "said"),
+    [
+        (KNeighborsRegressor(), "KNeighborsRegressor has neither direction_ nor coef_"),
+        (make_pipeline(StandardScaler(), LinearRegression()), "Pipeline has neither"),
+        (LogisticRegression(), "is a classifier, and the labels are soft"),
+        (Twofold(), r"coef_ of Twofold has shape \(2, 24\)"),
+    ],
+    ids=["neighbours", "pipeline", "classifier", "two rows"],
+)
+def test_an_estimator_without_one_direction_is_refused_in_words(learner, said):
+    capture, y = made()
+    with pytest.raises(ValueError, match=said):
+        fit(capture, y, learner)
+
+
+@pytest.mark.parametrize("form", ["list", "numpy", "float64", "one for each prompt", "function"])
+def test_labels_may_be_handed_in_in_any_form(form):
+    capture, y = made(hard=True)
+    given = {
+        "list": y.tolist(),
+        "numpy": y.numpy().astype(bool),
+        "float64": y.double(),
+        "one for each prompt": y[:, 0].int(),
+        "function": lambda capture, tokens: y,
+    }[form]
+    assert torch.equal(y, y[:, :1].expand_as(y))
+    assert torch.equal(fit(capture, given).directions, fit(capture, y).directions)
+
+
+def test_labels_of_another_shape_or_name_are_refused():
+    capture, y = made()
+    for wrong in (y[:-1], y[:, :2], "firm", [["a"]], [[0.0, 1.0], [1.0]]):
+        with pytest.raises(ValueError, match="labels must be"):
+            fit(capture, wrong)
+    holes = y.clone()
+    holes[3, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"labels are not all finite at block\(s\) 1"):
+        fit(capture, holes)
+
+
+def test_tokens_may_be_an_offset_or_a_function():
+    capture, y = made()
+    own = replace(TOKENS, index=torch.tensor([1, 1, 1]))
+    expected = fit_vectors(capture, own, y, progress=False).directions
+    for given in (-1, "-1", np.int64(-1), lambda capture: own):
+        assert torch.equal(fit_vectors(capture, given, y, progress=False).directions, expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        (-1.5, ValueError, "offset must be a whole number"),
+        (-3, ValueError, "offset must be from -2 to -1"),
+        ("last", ValueError, "'attention' or an offset"),
+        (TokenSelection(torch.tensor([0, 0, 0]), ("a", "b"), ""), ValueError, "selects among"),
+        (TokenSelection(torch.tensor([0, 0]), ENDS, ""), ValueError, "for 2 blocks"),
+        ([1, 0, 1], TypeError, "must be a TokenSelection"),
+    ],
+)
+def test_tokens_that_do_not_fit_the_capture_are_refused(given, error, said):
+    capture, y = made()
+    with pytest.raises(error, match=said):
+        fit_vectors(capture, given, y, progress=False)
+
+
+@pytest.mark.parametrize("validation", [0, 1, -0.2, 1.5, float("nan")])
+def test_a_share_that_is_none_is_refused(validation):
+    capture, y = made()
+    with pytest.raises(ValueError, match="validation must be a share"):
+        fit(capture, y, validation=validation)
+
+
+def test_the_papers_recipe_scales_validation_rows_and_gives_other_learners_raw_rows():
+    capture, y = made()
+    found = fit_vectors(capture, TOKENS, y, recipe="paper", progress=False)
+    assert found.learner == "RecursiveFeatureMachine(scale_validation=True)"
+    machine = RecursiveFeatureMachine(scale_validation=True)
+    assert torch.equal(found.directions, fit(capture, y, machine).directions)
+    uneven = replace(
+        capture, resid_post=capture.resid_post * (1 + torch.arange(40.0))[:, *[None] * 3]
+    )
+    raw = fit_vectors(uneven, TOKENS, y, learner="covariance", recipe="paper", progress=False)
+    for layer in range(LAYERS):
+        X = uneven.resid_post[:32, layer, TOKENS.index[layer]].double()
+        expected = (X - X.mean(0)).T @ (y[:32, layer].double() - y[:32, layer].double().mean())
+        cosine = torch.cosine_similarity(expected, raw.directions[layer].double(), dim=0)
+        assert float(cosine.abs()) == pytest.approx(1, abs=1e-5)
 
 
 def test_the_sign_of_each_block_is_by_its_own_labels():
