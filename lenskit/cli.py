@@ -170,6 +170,7 @@ def study(
 
         from transformers.utils import logging
 
+        from lenskit.labels import LABELS
         from lenskit.models import load_model
         from lenskit.scoring import grammar_judge, phrase_judge
         from lenskit.study import (
@@ -186,7 +187,7 @@ def study(
 
         ways = variants(
             tokens=tokens,
-            labels=labels,
+            labels=labels and among("labels", labels, LABELS),
             learners=learner and among("learner", learner, LEARNERS),
             blocks=where,
             controls=CONTROLS if controls else (),

@@ -50,9 +50,7 @@ def test_a_recipe_prints_itself_and_can_be_sent_to_another_process():
         assert word in shown
     assert pickle.loads(pickle.dumps(DEFAULT)) == DEFAULT
     assert find_recipe(None) is DEFAULT is find_recipe(DEFAULT) is find_recipe("default")
-    with pytest.raises(
-        KeyError, match="'papre' is not one of .*did you mean 'paper'"
-    ):
+    with pytest.raises(KeyError, match="'papre' is not one of .*did you mean 'paper'"):
         lk.variants(recipe="papre")
 
 

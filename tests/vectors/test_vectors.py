@@ -233,8 +233,8 @@ def test_tokens_may_be_an_offset_or_a_function():
     capture, y = made()
     own = replace(TOKENS, index=torch.tensor([1, 1, 1]))
     expected = fit_vectors(capture, own, y, progress=False).directions
-    for given in (-1, "-1", np.int64(-1), lambda capture: own):
-        assert torch.equal(fit_vectors(capture, given, y, progress=False).directions, expected)
+    for tokens in (-1, "-1", np.int64(-1), lambda capture: own):
+        assert torch.equal(fit_vectors(capture, tokens, y, progress=False).directions, expected)
 
 
 @pytest.mark.parametrize(
