@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lenskit.study import Study, Variant, paired_differences, score_table
 
-FIRST, SECOND, NOTHING = Variant(), Variant(labels="hard"), Variant(control="unsteered")
+FIRST, SECOND, NOTHING = Variant(), Variant(labels="soft"), Variant(control="unsteered")
 
 
 def study(shares: dict[Variant, list[float]]) -> Study:
