@@ -255,13 +255,16 @@ def plan(
         from transformers.utils import logging
 
         from lenskit.models import load_model
+        from lenskit.study.plan import failure_table, plan_table
         from lenskit.study.plan import plan as estimate
-        from lenskit.study.plan import plan_table
 
         logging.disable_progress_bar()
         loaded = load_model(model, device=device, dtype=dtype, check=False)
         found = estimate(loaded, number, prompts, tokens, answers, max_new_tokens)
         Console().print(plan_table(found))
+        if found.failures:
+            Console().print(failure_table(found))
+            raise typer.Exit(1)
 
 
 @app.command(name="concepts")

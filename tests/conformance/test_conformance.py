@@ -330,9 +330,59 @@ def test_the_command_tells_what_is_not_needed_from_what_fails(capsys, monkeypatc
     assert "more than 1e-12" in capsys.readouterr().out
 
 
-def test_the_command_refuses_a_model_without_attention(tmp_path):
-    with pytest.raises(ModelCheckError, match="Recurrent"):
-        check(str(tiny.tiny_folder(tmp_path, "mamba")), device="cpu")
+def table_of(folder, capsys, monkeypatch, **placing):
+    """What the command shows, and its verdict."""
+    monkeypatch.setenv("COLUMNS", "300")
+    verdict = check(str(folder), **{"device": "cpu", **placing})
+    return capsys.readouterr().out, verdict
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [("mamba", "Recurrent"), ("t5", "is not a causal language model"), ("biogpt", "cannot open")],
+)
+def test_the_command_shows_why_a_model_cannot_be_used(
+    architecture, reason, tmp_path, capsys, monkeypatch
+):
+    shown, verdict = table_of(tiny.tiny_folder(tmp_path, architecture), capsys, monkeypatch)
+    assert not verdict and reason in shown
+
+
+TEMPLATES = {
+    "no closing tokens": (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}",
+        "no token after",
+    ),
+    "refuses": ("{{ raise_exception('not today') }}", "not today"),
+    "no template at all": ("{% nonsense", "nonsense"),
+    "twice": ("{% for m in messages %}{{ m['content'] * 2 }}{% endfor %}x", "instead of once"),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_command_shows_what_is_wrong_with_a_template(name, tmp_path, capsys, monkeypatch):
+    template, reason = TEMPLATES[name]
+    folder = tiny.tiny_folder(tmp_path, tokenizer=tiny.tiny_tokenizer(template=template))
+    shown, verdict = table_of(folder, capsys, monkeypatch)
+    assert not verdict and reason in shown
+
+
+def test_the_command_shows_that_a_tokenizer_or_a_gpu_is_not_there(tmp_path, capsys, monkeypatch):
+    shown, verdict = table_of(tiny.shared_folder(), capsys, monkeypatch, device="cuda:97")
+    assert not verdict and "not on this machine" in shown
+    folder = tiny.tiny_folder(tmp_path)
+    (folder / "tokenizer.json").write_text("{}")
+    shown, verdict = table_of(folder, capsys, monkeypatch)
+    assert not verdict and "tokenizer" in shown
+
+
+def test_whatever_a_check_raises_is_its_result(monkeypatch):
+    def fail(model):
+        raise AssertionError("an odd model")
+
+    monkeypatch.setattr(lenskit.conformance.checks, "left_padding", fail)
+    results = {result.name: result for result in conformance(pair()[0])}
+    assert results["fail"].meaning == "AssertionError: an odd model"
 
 
 def test_meanings_are_not_read_as_markup():
