@@ -16,6 +16,7 @@ from rich.progress import Progress
 from torch import Tensor
 from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
 
+from lenskit._arguments import whole
 from lenskit.concepts import question_prompt
 from lenskit.models import Tokens, chat_ids, position_ids, using
 from lenskit.recipes import DEFAULT
@@ -113,13 +114,12 @@ def generate(
     ``template_arguments`` go to the chat template. Raises ``ValueError`` where the logits are not
     numbers: a coefficient too large for the dtype.
     """
-    if max_new_tokens < 0 or batch_size < 1:
-        raise ValueError(
-            "max_new_tokens must be 0 or more and batch_size 1 or more, "
-            f"got {max_new_tokens} and {batch_size}"
-        )
+    max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
+    batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
     if temperature is not None and not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be positive, or None for greedy; got {temperature}")
+    if isinstance(questions, Mapping):
+        raise TypeError("questions is a mapping; give texts, or conversations as lists of messages")
     several = [questions] if isinstance(questions, str) else questions
     conversations = [_conversation(question) for question in several]
     if not conversations:
@@ -165,6 +165,7 @@ def generate_steered(
 
     ``blocks``, ``relative`` and ``start`` as in ``steer``; ``options`` are those of ``generate``.
     """
+    rows = list(rows)
     if not rows:
         return []
     planned = intervention(

@@ -29,6 +29,8 @@ class TokenSelection:
 
     def __post_init__(self) -> None:
         places = len(self.candidates)
+        if self.index.dtype == torch.bool or self.index.is_floating_point():
+            raise ValueError(f"index must hold whole numbers, got {self.index.dtype}")
         if self.index.ndim != 1 or bool(((self.index < 0) | (self.index >= places)).any()):
             raise ValueError(
                 f"index must be one place from 0 to {places - 1} for each block, got {self.index}"
@@ -43,6 +45,14 @@ class TokenSelection:
     def tokens(self) -> tuple[str, ...]:
         """The selected token of each block, as text."""
         return tuple(self.candidates[place] for place in self.index.tolist())
+
+    def check(self, candidates: tuple[str, ...], layers: int) -> None:
+        """Raise ValueError unless this selects among these candidates, in so many blocks."""
+        if self.candidates != candidates or len(self.index) != layers:
+            raise ValueError(
+                f"tokens selects among {self.candidates} for {len(self.index)} blocks, but the "
+                f"candidates are {candidates} and there are {layers} blocks; select tokens anew"
+            )
 
     def take(
         self, values: Float[Tensor, "prompt layer candidate *rest"]

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lenskit._arguments import block_numbers, whole
 from lenskit.models import hooked, position_ids, using
 from lenskit.recipes import DEFAULT
 
@@ -68,9 +69,8 @@ def intervention(
     relative: bool = DEFAULT.relative,
 ) -> Intervention:
     """The arguments of ``steer``, checked and brought into one form."""
-    chosen = _blocks(model, blocks)
-    if start < 0:
-        raise ValueError(f"start must be an absolute position of 0 or more, got {start}")
+    chosen = block_numbers("blocks", blocks, model.cfg.n_layers)
+    start = whole("start, an absolute position,", start, 0)
     terms, weights = _terms(vectors, coefficient)
     shape = [model.cfg.n_layers, model.cfg.d_model]
     directions = torch.zeros(len(terms), len(chosen), model.cfg.d_model)
@@ -212,19 +212,6 @@ class ActiveIntervention:
 _active: WeakKeyDictionary[Any, list[ActiveIntervention]] = WeakKeyDictionary()
 
 
-def _blocks(model: TransformerBridge, blocks: Iterable[int] | None) -> tuple[int, ...]:
-    number = model.cfg.n_layers
-    chosen = tuple(range(number)) if blocks is None else tuple(int(block) for block in blocks)
-    if not chosen:
-        raise ValueError("blocks is empty; give at least one block, or None for all")
-    if len(set(chosen)) < len(chosen) or not all(0 <= block < number for block in chosen):
-        raise ValueError(
-            f"blocks must be different numbers from 0 to {number - 1} for this model, "
-            f"got {list(chosen)}"
-        )
-    return chosen
-
-
 def _terms(
     vectors: Any, coefficient: Coefficient | None
 ) -> tuple[list[ConceptVectors], Float[Tensor, "row vector"]]:
@@ -261,7 +248,12 @@ def _terms(
 
 def _numbers(coefficient: Coefficient) -> Float[Tensor, "row"]:
     given = coefficient.detach().cpu() if isinstance(coefficient, Tensor) else coefficient
-    numbers = torch.as_tensor(given, dtype=torch.float64)
+    try:
+        numbers = torch.as_tensor(given, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"coefficient must be a number or a list of one for each row, got {coefficient!r}"
+        ) from None
     if numbers.ndim > 1 or numbers.numel() == 0:
         raise ValueError(
             f"coefficient must be a number or one for each row, got shape {list(numbers.shape)}"

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 
+from lenskit._arguments import whole
 from lenskit.capture import for_each_pattern
 from lenskit.enrichment.permutation import (
     KeySets,
@@ -43,7 +44,8 @@ class Enrichment:
     picks the candidate of each block. The scores follow from these and ``alpha``, so
     ``dataclasses.replace`` scores the same tests by another token or level.
 
-    Raises ``ValueError`` when ``alpha`` cannot be reached by every test at the selected tokens.
+    Raises ``ValueError`` when ``alpha`` cannot be reached by every test at the selected tokens,
+    and for a selection among another number of candidates or blocks.
     """
 
     p_values: Float[Tensor, "prompt layer head candidate"]
@@ -53,6 +55,13 @@ class Enrichment:
     alpha: float
 
     def __post_init__(self) -> None:
+        _, layers, _, candidates = self.p_values.shape
+        if (len(self.tokens.index), len(self.tokens.candidates)) != (layers, candidates):
+            raise ValueError(
+                f"tokens selects among {len(self.tokens.candidates)} candidates for "
+                f"{len(self.tokens.index)} blocks; the tests are of {candidates} candidates and "
+                f"{layers} blocks"
+            )
         _check_alpha(self.alpha, self.smallest, self.tokens, self.null)
 
     @property
@@ -89,9 +98,7 @@ class Enrichment:
         return tuple(sorted(random.Random(seed).sample(blocks, self._number_of_blocks(k))))
 
     def _number_of_blocks(self, k: int) -> int:
-        if not 1 <= k <= self.p_values.shape[1]:
-            raise ValueError(f"k must be from 1 to {self.p_values.shape[1]} blocks, got {k}")
-        return k
+        return whole("k, a number of blocks,", k, 1, self.p_values.shape[1])
 
 
 def enrich(
@@ -138,14 +145,10 @@ def enrich(
     """
     if null not in get_args(Null):
         raise ValueError(f"null must be one of {', '.join(get_args(Null))}; got {null!r}")
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, got {draws}")
+    draws, seed = whole("draws", draws, 1), whole("seed", seed, 0)
+    batch_size = whole("batch_size", batch_size, 1)
     layers, heads = model.cfg.n_layers, model.cfg.n_heads
-    if tokens.candidates != prompts.candidates or len(tokens.index) != layers:
-        raise ValueError(
-            f"tokens selects among {tokens.candidates} for {len(tokens.index)} blocks; the "
-            f"prompts end in {prompts.candidates} and the model has {layers} blocks"
-        )
+    tokens.check(prompts.candidates, layers)
     alpha = (0.05 if null == "windows" else 0.01) if alpha is None else alpha
     positive = prompts.has_prefix.nonzero().flatten()
     if not len(positive):

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from lenskit import __version__
+from lenskit._arguments import block_numbers
 from lenskit.concepts import Concept
 from lenskit.models import model_fingerprint, same_model
 from lenskit.vectors import ConceptVectors
@@ -43,11 +44,7 @@ def to_layers(
     Raises ValueError for blocks that the vectors have not, and for numbers that are not finite.
     """
     number = len(vectors.directions)
-    chosen = range(1, number) if blocks is None else sorted({int(block) for block in blocks})
-    if not chosen or not all(0 <= block < number for block in chosen):
-        raise ValueError(
-            f"blocks must be some of 0 to {number - 1} for these vectors, got {list(chosen)}"
-        )
+    chosen = sorted(block_numbers("blocks", blocks, number)[blocks is None :])
     scale = vectors.resid_norm if relative else torch.ones(number)
     scaled = (vectors.directions * (scale * coefficient)[:, None])[list(chosen)].float().cpu()
     if not bool(scaled.isfinite().all()):

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
+from lenskit._arguments import block_numbers
 from lenskit.figures.inspection import true_activity
 from lenskit.figures.style import (
     COLOURS,
@@ -48,6 +49,8 @@ def attention_map(
     Pooled over heads, and over the prompts with a prefix, as in ``select_tokens``; the selected
     tokens are framed.
     """
+    if tokens is not None:
+        tokens.check(capture.candidates, capture.layers)
     attention = pool_heads(capture.attention_to_prefix[capture.prompts.has_prefix], heads)
     values = (attention.amax(0) if prompts == "max" else attention.mean(0)).numpy()
     blocks, places = values.shape
@@ -113,8 +116,9 @@ def soft_label_curves(
     capture: Capture, labels: Float[Tensor, "prompt layer"], *, blocks: Iterable[int] | None = None
 ) -> Figure:
     """Labels of the prompts with a prefix, sorted: a line for each block (by default all)."""
+    _check_labels(labels, capture)
     number = labels.shape[1]
-    chosen = list(range(number) if blocks is None else blocks)
+    chosen = block_numbers("blocks", blocks, number)
     values = labels[capture.prompts.has_prefix].sort(dim=0, descending=True).values.numpy()
     share = 100 * (np.arange(len(values)) + 0.5) / len(values)
     figure, (axes,) = new_figure(6.4, 3.9)
@@ -146,6 +150,8 @@ def activation_pca(
     ``activity``: the true rate at which a prompt is answered in the concept's voice; by default
     the embedded grammar's, where the concept is one of its own.
     """
+    tokens.check(capture.candidates, capture.layers)
+    _check_labels(labels, capture)
     rows = tokens.take(capture.resid_post)[:, block].double()
     rows = torch.nn.functional.normalize(rows, dim=-1)
     rows = rows - rows.mean(0)
@@ -199,6 +205,16 @@ def enrichment_by_block(
     return figure
 
 
+def _check_labels(labels: Float[Tensor, "prompt layer"], capture: Capture) -> None:
+    """Raise ValueError for labels of another number of prompts or blocks."""
+    shape = (len(capture), capture.layers)
+    if labels.shape != shape:
+        raise ValueError(
+            f"labels must be [prompt, layer] = {list(shape)} as the capture, got "
+            f"{list(labels.shape)}"
+        )
+
+
 def _known_activity(prompts: PromptSet) -> Float[Tensor, " prompt"] | None:
     try:
         return true_activity(prompts)
@@ -207,10 +223,13 @@ def _known_activity(prompts: PromptSet) -> Float[Tensor, " prompt"] | None:
 
 
 def _shared_candidates(selections: Iterable[TokenSelection]) -> tuple[str, ...]:
-    found = {one.candidates for one in selections}
+    found = {(one.candidates, len(one.index)) for one in selections}
     if len(found) != 1:
-        raise ValueError(f"selections must share their candidate tokens, and be some; got {found}")
-    return found.pop()
+        raise ValueError(
+            "selections must share their candidate tokens and number of blocks, and be some; "
+            f"got {found}"
+        )
+    return found.pop()[0]
 
 
 def _candidate_names(candidates: Sequence[str], between: str = "  ") -> list[str]:

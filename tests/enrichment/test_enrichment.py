@@ -484,11 +484,11 @@ def test_what_cannot_be_tested_is_refused_with_a_way_out(model, pairs):
     split = build_prompts(model, CONCEPT, number=4, statements=SHORT)
     for prompts, tokens, options, message in [
         (pairs, chosen, {"null": "words"}, "null must be one of keys, windows, paired"),
-        (pairs, chosen, {"draws": 0}, "draws must be at least 1"),
+        (pairs, chosen, {"draws": 0}, "draws must be 1 or more"),
         (pairs, chosen, {"draws": 99}, r"alpha=0.01 cannot be reached.* p >= 0.01\b.*more draws"),
         (pairs, chosen, {"alpha": 1.5}, "alpha must be between 0 and 1"),
         (pairs, chosen, {"null": "windows", "alpha": 0.005}, "alpha=0.005 cannot be reached"),
-        (pairs, selection(pairs, [4, 4]), {}, "the model has 3 blocks"),
+        (pairs, selection(pairs, [4, 4]), {}, "there are 3 blocks"),
         (pairs, TokenSelection(torch.zeros(3, dtype=torch.long), ("a",), ""), {}, "selects among"),
         (negatives, chosen, {}, "no prompt has a prefix"),
         (split, chosen, {"null": "paired"}, "layout='paired'"),
@@ -573,7 +573,7 @@ def test_other_tokens_and_levels_score_the_same_tests():
 @pytest.mark.parametrize("k", [0, -1, 4])
 def test_a_number_of_blocks_that_is_not_there_is_refused(k):
     for choose in (made_enrichment([1, 2, 3]).top, made_enrichment([1, 2, 3]).random):
-        with pytest.raises(ValueError, match=f"from 1 to 3 blocks, got {k}"):
+        with pytest.raises(ValueError, match=f"from 1 to 3, got {k}"):
             choose(k)
 
 
