@@ -6,7 +6,9 @@ from .capture import Capture as Capture
 from .capture import capture as capture
 from .concepts import Concept as Concept
 from .concepts import ConceptClass as ConceptClass
+from .concepts import ConceptFile as ConceptFile
 from .concepts import concepts as concepts
+from .concepts import load_concept_file as load_concept_file
 from .concepts import load_concept_folder as load_concept_folder
 from .concepts import statements as statements
 from .embedded.judge import concepts_shown as concepts_shown
@@ -41,6 +43,7 @@ from .scoring import Steerability as Steerability
 from .scoring import Verdict as Verdict
 from .scoring import cohen_kappa as cohen_kappa
 from .scoring import endpoint_judge as endpoint_judge
+from .scoring import file_judge as file_judge
 from .scoring import fluency as fluency
 from .scoring import grammar_judge as grammar_judge
 from .scoring import likelihood_judge as likelihood_judge

@@ -36,7 +36,7 @@ class Concept:
     questions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.prefix.strip():
+        if not isinstance(self.prefix, str) or not self.prefix.strip():
             raise ValueError(
                 f"prefix of concept {self.name!r} is {self.prefix!r}; "
                 "give the text that activates the concept, such as 'Take on a cheerful mood.'"
@@ -51,7 +51,10 @@ def _questions(name: str, questions: Sequence[str]) -> tuple[str, ...]:
             f"questions of concept {name!r} are one string, {questions!r}; "
             f"give a tuple of them: ({questions!r},)"
         )
-    return tuple(questions)
+    questions = tuple(questions)
+    if wrong := [one for one in questions if not isinstance(one, str) or not one.strip()]:
+        raise ValueError(f"questions of concept {name!r} hold {wrong[0]!r}, which is no text")
+    return questions
 
 
 class ConceptClass(Mapping[str, Concept]):

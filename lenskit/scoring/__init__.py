@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lenskit.scoring.judges import cohen_kappa, endpoint_judge, likelihood_judge
+from lenskit.scoring.own import file_judge
 from lenskit.scoring.steerability import (
     Judge,
     Steerability,
@@ -23,6 +24,7 @@ __all__ = [
     "Steerability",
     "Verdict",
     "as_verdict",
+    "file_judge",
     "fluency",
     "grammar_judge",
     "phrase_judge",

@@ -11,15 +11,15 @@ from itertools import product
 from numbers import Real
 from typing import Any
 
+from lenskit.concepts import BLOCKS
 from lenskit.labels import LABELS
 from lenskit.recipes import DEFAULT, Recipe, find_recipe
 from lenskit.vectors import learners_of
 
-__all__ = ["BLOCKS", "COEFFICIENTS", "CONTROLS", "Variant", "settings_of", "variants"]
+__all__ = ["COEFFICIENTS", "CONTROLS", "Variant", "settings_of", "variants"]
 
 COEFFICIENTS = DEFAULT.coefficients
 CONTROLS = ("unsteered", "prompted", "random vector", "shuffled labels")
-BLOCKS = re.compile(r"all|(top|bottom|random|from)[1-9]\d*|\d+(,\d+)*")
 
 
 @dataclass(frozen=True)
