@@ -62,6 +62,7 @@ from .study import run_on_workers as run_on_workers
 from .study import run_study as run_study
 from .study import study_concept as study_concept
 from .study import variants as variants
+from .vectors import Combination as Combination
 from .vectors import ConceptVectors as ConceptVectors
 from .vectors import Logistic as Logistic
 from .vectors import MeanDifference as MeanDifference

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from transformer_lens.model_bridge import TransformerBridge
 
-    from lenskit.vectors import ConceptVectors
+    from lenskit.vectors import Vectors
 
     Conversation = Sequence[Mapping[str, str]]
 
@@ -74,7 +74,7 @@ class SteeringRow:
     """
 
     question: str
-    vectors: ConceptVectors | None
+    vectors: Vectors | None
     coefficient: float
     prefix: str = ""
 
@@ -157,7 +157,7 @@ def generate_steered(
     rows: Sequence[SteeringRow],
     *,
     blocks: Iterable[int] | None = None,
-    relative: bool = DEFAULT.relative,
+    relative: bool | None = None,
     start: int = DEFAULT.start,
     **options: Unpack[Options],
 ) -> list[Answer]:

@@ -297,7 +297,7 @@ def test_vectors_that_cannot_be_meant_are_named(model):
         ([vectors, vectors], ValueError, "3 numbers for 2 rows"),
         (pairs, ValueError, "different numbers"),
         ((vectors, 2.0, 1.0), TypeError, "got float"),
-        (vectors.directions, TypeError, "got Tensor"),
+        ([vectors.directions.tolist()] * 3, TypeError, "got list"),
     ):
         with pytest.raises(error, match=words), steer(model, wrong, coefficient=[1.0, 1.0, 1.0]):
             pass

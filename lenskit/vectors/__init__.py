@@ -5,6 +5,8 @@ Learners are scikit-learn estimators of their own; ``fit_vectors`` runs one on e
 
 from __future__ import annotations
 
+from lenskit.vectors.addends import Vectors, added, parts
+from lenskit.vectors.arithmetic import Combination
 from lenskit.vectors.fitting import fit_vectors
 from lenskit.vectors.learner import Learner, split
 from lenskit.vectors.learners import LEARNERS, find_learner, learners_of
@@ -18,6 +20,7 @@ from lenskit.vectors.storage import ConceptVectors
 __all__ = [
     "LEARNERS",
     "BlockFits",
+    "Combination",
     "ConceptVectors",
     "Learner",
     "Logistic",
@@ -26,9 +29,12 @@ __all__ = [
     "RecursiveFeatureMachine",
     "Ridge",
     "SoftCovariance",
+    "Vectors",
+    "added",
     "fit_blocks",
     "find_learner",
     "fit_vectors",
     "learners_of",
+    "parts",
     "split",
 ]

@@ -13,10 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lenskit.vectors.arithmetic import Arithmetic
+
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from lenskit.concepts import Concept
+    from lenskit.vectors.arithmetic import Terms
 
 FORMAT = "lenskit-concept-vectors"
 FORMAT_VERSION = "1"
@@ -25,7 +28,7 @@ TEXTS = ("model", "learner", "selection", "labels", "data_hash", "version")
 
 
 @dataclass(frozen=True)
-class ConceptVectors:
+class ConceptVectors(Arithmetic):
     """A direction for each block, float32 on the CPU, and its provenance.
 
     ``directions``: unit norm (or zero where a block has none), the sign such that the projection
@@ -34,6 +37,9 @@ class ConceptVectors:
     ``resid_post`` over prompts and candidate tokens, the unit of relative coefficients.
     ``model``: fingerprint of the model. ``data_hash``: SHA-256 of token ids, mask and labels.
     ``version``: of lenskit.
+
+    ``len(v)`` is the number of blocks and ``v[layer]`` a block's direction. ``2 * v``, ``-v``,
+    ``v / 2``, ``v + w`` and ``v - w`` are combinations that ``steer`` takes.
     """
 
     directions: Float[Tensor, "layer d_model"]
@@ -59,6 +65,11 @@ class ConceptVectors:
                     f"{name} must have one entry for each of the {len(self.directions)} blocks, "
                     f"got shape {shape}"
                 )
+
+    @property
+    def terms(self) -> Terms:  # type: ignore[override]
+        """The vectors as a sum of one, with weight 1."""
+        return ((self, 1.0),)
 
     def check_model(self, model: TransformerBridge) -> None:
         """Raise ``ValueError`` unless the vectors were made with this model."""
