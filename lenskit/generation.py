@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from rich.progress import Progress
 from torch import Tensor
 from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
 
 from lenskit._arguments import whole
+from lenskit._progress import Bars
 from lenskit.concepts import question_prompt
 from lenskit.models import Tokens, chat_ids, position_ids, using
 from lenskit.recipes import DEFAULT
@@ -128,7 +128,7 @@ def generate(
     uniform = None if temperature is None else _uniform(len(tokens), max_new_tokens, seed)
     written: list[list[int]] = [[] for _ in conversations]
 
-    with _rows_of(model, len(tokens)) as interventions, Progress(disable=not progress) as bar:
+    with _rows_of(model, len(tokens)) as interventions, Bars(disable=not progress) as bar:
         task = bar.add_task("generate", total=len(tokens))
         pending = list(tokens.lengths.argsort(stable=True).split(batch_size)) * (max_new_tokens > 0)
         while pending:

@@ -16,12 +16,13 @@ from typing import Any, get_args
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from threadpoolctl import threadpool_limits
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.utils import logging
 
 from lenskit import figures
+from lenskit._progress import Bars
 from lenskit.capture import capture
 from lenskit.concepts import Concept, concepts, spread
 from lenskit.enrichment import Enrichment, Null, enrich
@@ -148,7 +149,7 @@ def run_demo(
     workers = ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), initializer=_start, initargs=(model,)
     )
-    with Progress(*columns, TimeRemainingColumn(), disable=not progress, transient=True) as bar:
+    with Bars(*columns, TimeRemainingColumn(), disable=not progress) as bar:
         try:
             tasks = {workers.submit(_steer, concept, folder): concept for concept in chosen}
             waiting = bar.add_task("", total=len(tasks))

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from transformer_lens.model_bridge import TransformerBridge
 
+from lenskit._progress import Bars
 from lenskit.concepts import Concept
 from lenskit.study.bench import study_concept
 from lenskit.study.files import concept_file, distinct, study_folder, write_json
@@ -37,7 +38,7 @@ def run_study(
     folder = None if out is None else study_folder(Path(out), model, variants, options)
     rows: list[dict] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), disable=not progress, transient=True) as bar:
+    with Bars(*columns, TimeRemainingColumn(), disable=not progress) as bar:
         task = bar.add_task("study", total=len(concepts))
         for concept in concepts:
             bar.update(task, description=f"{concept.concept_class or 'custom'}: {concept.name}")

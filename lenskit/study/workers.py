@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from lenskit._progress import Bars
 from lenskit.concepts import Concept
 from lenskit.study.files import distinct, finished, read_study
 from lenskit.study.run import run_study
@@ -65,7 +66,7 @@ def run_on_workers(
             actor.remote(load, variants, folder, options) for _ in range(min(number, len(waiting)))
         ]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeRemainingColumn(), disable=not progress, transient=True) as bar:
+        with Bars(*columns, TimeRemainingColumn(), disable=not progress) as bar:
             task = bar.add_task(
                 f"study, {len(pool)} workers",
                 total=len(concepts),

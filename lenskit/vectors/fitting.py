@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from rich.progress import Progress
 from torch import Tensor
 
 from lenskit import __version__
+from lenskit._progress import Bars
 from lenskit.labels import find_labels
 from lenskit.recipes import Recipe, find_recipe
 from lenskit.selector import find_tokens
@@ -94,7 +94,7 @@ def fit_vectors(
     )
     X = torch.stack(rows)
     directions, scores = [], []
-    with Progress(transient=True, disable=not progress) as bar:
+    with Bars(disable=not progress) as bar:
         task = bar.add_task("Fitting vectors", total=layers)
         for layer, found in enumerate(_directions(learner, X, y, train, seed)):
             with _naming(layer):
