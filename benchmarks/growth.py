@@ -209,12 +209,12 @@ def table(found: list[Series], name: str) -> measure.Report:
 @styled()
 def draw(found: list[Series], file: Path, title: str) -> None:
     """One panel for each series, both axes logarithmic, with a line of slope 1."""
-    figure, panels = new_figure(11, 5.5, 2, 4)
+    figure, panels = new_figure(11, 5.8, 2, 4)
     for panel, series in zip(panels, found, strict=False):
         first = series.seconds[-1] / series.sizes[-1]
         panel.loglog(series.sizes, [first * size for size in series.sizes], color=PALE, lw=1)
         panel.loglog(series.sizes, series.seconds, marker="o", ms=4, color=BLUE)
-        panel.set_title(f"{series.part}: exponent {series.exponent:.2f}")
+        panel.set_title(f"{series.part}:\nexponent {series.exponent:.2f}")
         panel.set_xlabel(series.size)
         panel.set_ylabel("seconds")
         panel.set_xticks(series.sizes, [f"{size:g}" for size in series.sizes], fontsize=8)

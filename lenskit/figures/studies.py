@@ -197,9 +197,10 @@ def blocks_compared(table: pd.DataFrame, *, title: str = "") -> Figure:
             axes.axhspan(mean - error, mean + error, color=GREY, alpha=0.15, linewidth=0)
         axes.set(ylim=(0, 103), xlim=(-0.5, len(sizes) - 0.5))
         axes.set_xticks(range(len(sizes)), list(map(str, sizes)))
-        axes.set(xlabel=f"number of steered blocks k (n = {_number(table)} concepts)")
         axes.set_title(name, fontsize=10)
     panels[0].set_ylabel("steerability, % of questions")
+    number = f"number of steered blocks k (± standard error, n = {_number(table)} concepts)"
+    figure.supxlabel(number, fontsize=10)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=9)
     figure.suptitle(plain(title), x=0.01, ha="left", fontsize=11)
