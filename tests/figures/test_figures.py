@@ -71,13 +71,14 @@ def _statements(number: int) -> list[str]:
 
 def small_study() -> Study:
     random = np.random.default_rng(0)
+    rfm = {"labels": "soft", "learner": "rfm"}
     kinds = [
-        Variant(),
+        Variant(**rfm),
         Variant(token="-1", labels="hard", learner="mean difference"),
-        Variant(blocks="top2"),
-        Variant(blocks="bottom2"),
-        Variant(blocks="top4"),
-        Variant(control="unsteered"),
+        Variant(**rfm, blocks="top2"),
+        Variant(**rfm, blocks="bottom2"),
+        Variant(**rfm, blocks="top4"),
+        Variant(**rfm, control="unsteered"),
     ]
     reasons = ("on concept", "neutral", "off concept", "ill formed", "unfinished", "repeating")
     rows = []
