@@ -26,7 +26,10 @@ from lenskit.enrichment.permutation import (
     key_sets,
     number_of_sets,
     permutation_p_values,
+    pooled,
     prefix_mass,
+    prefix_weights,
+    text_keys,
 )
 from lenskit.prompts import PromptSet
 from lenskit.selector import TokenSelection
@@ -122,17 +125,26 @@ def enrich(
     - ``"keys"``: ``draws`` sets drawn without replacement from the prompt's keys;
     - ``"windows"``: all other runs of P adjacent keys. B is the number of keys less P, often 20
       to 60, and p is never below 1 / (B + 1);
-    - ``"paired"``: as ``"keys"``, from the prompt with the same statement and no prefix, at the
-      same block, head and candidate (prompts built with ``layout="paired"``).
+    - ``"paired"``: as ``"keys"``, but the text's keys are those of the prompt with the same
+      statement and no prefix, at the same block, head and candidate (prompts built with
+      ``layout="paired"``). Their mass is scaled to what the text has beside the prefix, since
+      the first token takes another share of each prompt.
 
     Where all sets are at most ``draws``, each is taken once, and p is exact. Keys are those that
     the candidate token can see: not padding, not later tokens, and not the first token of the
     prompt, BOS or whatever stands there, since it soaks up attention (unless the prefix itself
     begins there). Keys outside a sliding window count too, with mass 0.
 
-    Only ``"keys"`` is exact where keys are exchangeable, which recency can spoil. The other two
-    are comparisons: adjacent windows overlap, and where there is no prefix its share of the
-    attention falls to the other keys, which makes ``"paired"`` strict.
+    What each null assumes, and its share of hits without any signal (30 tokens of text and 11 of
+    prefix, normal scores; ``python -m benchmarks.false_positives``):
+
+    - ``"keys"``: the keys are exchangeable. Then 0.011 at p < 0.01; but 0.08 to 0.22 where early
+      keys are favoured, for the prefix stands early, and 0 where late ones are.
+    - ``"windows"``: runs of keys are, wherever they stand. Adjacent ones overlap, so that there
+      are few in fact: 0.03 at p < 0.05, up to 0.05 where early keys are favoured, 0 where late.
+    - ``"paired"``: keys are exchangeable with those of the prompt without the prefix, whatever
+      its first token takes. Then 0.011 at p < 0.01; 0.08 to 0.28 where early keys are favoured, 0
+      where late ones are.
 
     Sets depend on ``seed`` and on the prompt's own tokens only. One prompt's sets serve all of
     its blocks, heads and candidates: each test is valid by itself, but they are not independent.
@@ -140,8 +152,7 @@ def enrich(
     ``alpha``: the level of a hit; ``None`` is 0.01 as in AGS, and 0.05 for ``"windows"``.
 
     Raises ``ValueError`` when a test cannot reach ``alpha``, when prompts lack a prefix or a
-    pair, when the prompt without prefix has fewer keys than the prefix, or when attention is not
-    finite.
+    pair, or when attention is not finite.
     """
     if null not in get_args(Null):
         raise ValueError(f"null must be one of {', '.join(get_args(Null))}; got {null!r}")
@@ -171,7 +182,16 @@ def enrich(
         mask = prefix[rows, -pattern.shape[-1] :].to(pattern.device)
         observed[rows, layer] = prefix_mass(pattern, mask).cpu()
 
+    def observe_pair(layer: int, rows: Tensor, pattern: Tensor) -> None:
+        keys, mask = text[rows, -pattern.shape[-1] :], prefix[rows, -pattern.shape[-1] :]
+        texts[rows, layer] = prefix_mass(pattern, keys.to(pattern.device)).cpu()
+        weights[rows, layer] = prefix_weights(pattern, mask.to(pattern.device), places).cpu()
+
     def test(layer: int, rows: Tensor, pattern: Tensor) -> None:
+        if null == "paired":
+            keys = other_text[rows, -pattern.shape[-1] :]
+            known = (part.to(pattern.device) for part in (keys, texts[rows, layer]))
+            pattern = pooled(pattern, *known, weights[rows, layer].to(pattern.device))
         sets = sets_of(tuple(rows.tolist()), pattern.device)
         mass = observed[rows, layer].to(pattern.device)
         p_values[rows, layer] = permutation_p_values(pattern, sets, mass).cpu()
@@ -191,7 +211,10 @@ def enrich(
         for_each_pattern(model, some, candidates, visit, batch_size=batch_size, progress=progress)
 
     if null == "paired":
-        read(positive, observe)
+        places = int(prefix.sum(dim=1).max())
+        texts, weights = torch.empty_like(observed), observed.new_empty(*observed.shape, places)
+        text, other_text = (text_keys(prompts, positive, paired=each) for each in (False, True))
+        read(positive, observe, observe_pair)
         read(prompts.pair[positive], test)
     else:
         read(positive, observe, test)
