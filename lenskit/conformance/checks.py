@@ -29,6 +29,7 @@ from lenskit.models import (
     ModelCheckError,
     Tokens,
     conversation_ids,
+    limits_of,
     load_hugging_face,
     load_model,
     load_tokenizer,
@@ -86,7 +87,14 @@ def conformance(model: TransformerBridge, readings: Readings | None = None) -> t
 
     A check that raises does not hold, and says why.
     """
-    alone = (hooks, special_tokens_once, candidate_tokens, left_padding, batch_composition)
+    alone = (
+        hooks,
+        special_tokens_once,
+        candidate_tokens,
+        left_padding,
+        batch_composition,
+        long_prompts,
+    )
     checks = [partial(check_one, model) for check_one in alone]
     if readings is not None:
         compared = (captures, steering, steered_generation)
@@ -164,6 +172,15 @@ def batch_composition(model: TransformerBridge) -> list[Result]:
     prompts = _prompts(model.tokenizer)
     errors = _differences(model, prompts, capture(model, prompts, batch_size=1, progress=False))
     return [_measured(model, "batch composition", max(errors), "changes nothing")]
+
+
+def long_prompts(model: TransformerBridge) -> list[Result]:
+    """Whether there is a length beyond which prompts in a batch would change each other."""
+    limits = limits_of(model)
+    if limits.longest is None:
+        return [Result("long prompts", True, None, "are as independent as short ones", False)]
+    meaning = f"up to {limits.longest} tokens; beyond, the batch's length counts ({limits.reason})"
+    return [Result("long prompts", False, None, meaning, False)]
 
 
 def captures(model: TransformerBridge, readings: Readings) -> list[Result]:

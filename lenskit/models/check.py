@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from lenskit.models.padding import limits_of
 from lenskit.models.reference import ModelCheckError, Reference, probe_tokens
 from lenskit.models.templates import Tokens
 from lenskit.models.use import hooked
@@ -46,6 +47,9 @@ class ModelReport:
     ``attn.hook_attn_scores`` and ``attn.hook_pattern``, those whose edits reach the logits.
     ``pattern_error`` and ``resid_error``: greatest difference from Hugging Face's own, absolute
     and relative to the largest entry of the block; ``None`` when there was no reference.
+    ``longest``: the most tokens of a prompt and its answer, beyond which prompts in a batch would
+    change each other, so that they are refused; ``None`` without such a limit. ``untried``:
+    lengths in the model's config that are too great to be tried at load.
     """
 
     blocks: int
@@ -55,6 +59,8 @@ class ModelReport:
     edits: tuple[str, ...]
     pattern_error: float | None = None
     resid_error: float | None = None
+    longest: int | None = None
+    untried: tuple[str, ...] = ()
 
     def require_edit(self, hook: str) -> None:
         """Raise ``ModelCheckError`` unless edits at this hook take effect."""
@@ -127,8 +133,16 @@ def check_model(
         failures.append(f"editing {RESID} does not change the logits")
     if failures:
         raise ModelCheckError(f"{name} cannot be used: " + "; ".join(failures))
+    limits, cfg = limits_of(model), model.cfg
     report = ModelReport(
-        model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_model, fires, edits, *errors
+        cfg.n_layers,
+        cfg.n_heads,
+        cfg.d_model,
+        fires,
+        edits,
+        *errors,
+        longest=limits.longest,
+        untried=limits.untried,
     )
     _reports[model] = report
     return report

@@ -18,6 +18,7 @@ from lenskit.models.hugging_face import (
     model_location,
     require_model,
 )
+from lenskit.models.padding import limits_by_config, set_limits, try_limits
 from lenskit.models.reference import ModelCheckError, Reference, use_eager_attention
 from lenskit.models.templates import load_tokenizer, prepare_tokenizer
 
@@ -51,7 +52,12 @@ def load_model(
 
     ``check``: ``True`` compares with Hugging Face's own patterns and hidden states, read from
     the same weights before they are wrapped, so it costs no memory; ``"hooks"`` only probes the
-    hooks; ``False`` does neither. See ``check_model``.
+    hooks; ``False`` does neither. See ``check_model``. With ``True`` the probes are also run
+    alone, without padding, and longer ones where the model has a window of at most 600 tokens.
+
+    Where results depend on the length of the batch (longrope and dynamic rotary embeddings,
+    attention to the best keys), only so many tokens are run as they do not yet: prompts and
+    answers that are longer raise ``ValueError``. ``model_report(model).longest`` is that number.
 
     ``model.tokenizer`` is left padded, has a pad token, and its chat template is the folder's
     (``PLAIN_TEMPLATE`` for a base model). Raises ``ModelCheckError`` for a model that transformers
@@ -90,7 +96,17 @@ def load_model(
     _check_vocabulary(hf_model, tokenizer)
 
     use_eager_attention(hf_model)
-    reference = Reference.read(hf_model, tokenizer) if check is True else None
+    reference, limits = None, limits_by_config(hf_model.config)
+    try:
+        if check is True:
+            reference = Reference.read(hf_model, tokenizer)
+            limits = try_limits(hf_model, tokenizer, reference)
+    except (ModelCheckError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelCheckError(
+            f"transformers cannot run {name} ({type(hf_model).__name__}): {_reason(error)}"
+        ) from error
     try:
         model = TransformerBridge.boot_transformers(
             name,
@@ -103,14 +119,13 @@ def load_model(
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        # The reason comes first; a list of all that could be opened may follow.
-        reason = str(error).split(" Available architectures")[0] or type(error).__name__
         raise ModelCheckError(
-            f"TransformerLens cannot open {name} ({type(hf_model).__name__}): {reason}"
+            f"TransformerLens cannot open {name} ({type(hf_model).__name__}): {_reason(error)}"
         ) from error
     # The public setter would prepare the tokenizer a second time, in the bridge's manner.
     model._tokenizer = tokenizer
     _keep_rotated_dtype(model)
+    set_limits(model, limits)
     if check:
         check_model(model, reference)
     return model
@@ -141,6 +156,11 @@ def model_fingerprint(model: TransformerBridge) -> str:
 def same_model(one: str, other: str) -> bool:
     """Whether two fingerprints are of the same weights, whatever their folders are called."""
     return one.rpartition(":")[2] == other.rpartition(":")[2]
+
+
+def _reason(error: Exception) -> str:
+    # It comes first; a list of all that could be opened may follow.
+    return str(error).split(" Available architectures")[0] or type(error).__name__
 
 
 def _own_tokenizer(
