@@ -134,11 +134,7 @@ def find_tokens(
             "tokens must be a TokenSelection, a function that makes one of a capture, 'attention', "
             f"or an offset such as -1; got {type(found).__name__}"
         )
-    if found.candidates != capture.candidates or len(found.index) != capture.layers:
-        raise ValueError(
-            f"tokens selects among {found.candidates} for {len(found.index)} blocks; the capture "
-            f"has {capture.candidates} and {capture.layers} blocks"
-        )
+    found.check(capture.candidates, capture.layers)
     return found
 
 

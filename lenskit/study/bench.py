@@ -37,14 +37,22 @@ class _Workbench:
     seed: int
     learners: Mapping[str, Callable[[], object]]
     recipe: Recipe
+    statements: Sequence[str] | None
 
     @cached_property
     def capture(self) -> Capture:
         return capture(self.model, self._prompts(self.prompts, "split"), progress=False)
 
     def _prompts(self, number: int, layout: Literal["split", "paired"]) -> PromptSet:
+        if self.statements is not None:
+            number = min(number, len(self.statements) // 2 * 2)
         prompts = build_prompts(
-            self.model, self.concept, number=number, layout=layout, seed=self.seed
+            self.model,
+            self.concept,
+            number=number,
+            layout=layout,
+            statements=self.statements,
+            seed=self.seed,
         )
         return with_separator(self.model, prompts) if self.recipe.separator else prompts
 
@@ -131,6 +139,7 @@ def study_concept(
     coefficients: Sequence[float] | float | None = None,
     relative: bool | None = None,
     prompts: int = 400,
+    statements: Sequence[str] | None = None,
     judge: Judge = grammar_judge,
     learners: Mapping[str, Callable[[], object]] | None = None,
     max_new_tokens: int = 50,
@@ -140,8 +149,9 @@ def study_concept(
     """Tidy rows of one concept: every variant, coefficient and test question, answered and judged.
 
     Variants, coefficients, whether these are relative, and learners are the ``recipe``'s where
-    they are not given (``lk.recipes``). A judge may return a Verdict, a bool, or a number from 0
-    to 1.
+    they are not given (``lk.recipes``). ``statements``: those of the prompts, where they are not
+    the grammar's; fewer than ``prompts`` make as many prompts. A judge may return a Verdict, a
+    bool, or a number from 0 to 1.
 
     Raises ValueError for a concept with fewer than three test questions: two choose the
     coefficient, and the others are scored.
@@ -154,7 +164,9 @@ def study_concept(
     given = {"recipe": recipe, "coefficients": coefficients, "relative": relative}
     variants, settings = settings_of(variants, given | {"learners": learners})
     coefficients, relative = settings["coefficients"], settings["relative"]
-    bench = _Workbench(model, concept, prompts, seed, settings["learners"], settings["recipe"])
+    bench = _Workbench(
+        model, concept, prompts, seed, settings["learners"], settings["recipe"], statements
+    )
     rows: list[dict] = []
     for spec in dict.fromkeys(variant.blocks for variant in variants):
         planned = []
