@@ -17,6 +17,7 @@ from torch import Tensor
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from lenskit._arguments import block_numbers, whole
+from lenskit._display import Displayed, count, quoted
 from lenskit.models import (
     PATTERN,
     RESID,
@@ -47,8 +48,8 @@ Receive = Callable[[int, Tensor], None]
 Attention = Literal["auto", "eager", "fused"]
 
 
-@dataclass(frozen=True)
-class Capture:
+@dataclass(frozen=True, repr=False)
+class Capture(Displayed):
     """What one pass over the prompts leaves, on the CPU in float32.
 
     ``attention_to_prefix``: attention mass from each candidate token to the prefix, summed over
@@ -63,6 +64,19 @@ class Capture:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def _headline(self) -> str:
+        return f"Capture of {self.prompts.concept.name!r}, {count(len(self), 'prompt')}"
+
+    def _rows(self) -> dict[str, object]:
+        mean = self.attention_to_prefix[self.prompts.has_prefix].mean(dim=(0, 1, 2)).tolist()
+        by_token = enumerate(mean, start=-len(mean))
+        memory = self.attention_to_prefix.nbytes + self.resid_post.nbytes
+        return super()._rows() | {
+            "candidates": quoted(self.candidates),
+            "mean attention": ", ".join(f"token {i}: {mass:.3g}" for i, mass in by_token),
+            "memory": f"{memory / 2**20:,.1f} MiB",
+        }
 
     @property
     def candidates(self) -> tuple[str, ...]:

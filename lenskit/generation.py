@@ -16,6 +16,7 @@ from torch import Tensor
 from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
 
 from lenskit._arguments import whole
+from lenskit._display import Displayed, html_table
 from lenskit._progress import Bars
 from lenskit.concepts import question_prompt
 from lenskit.models import Tokens, chat_ids, position_ids, using
@@ -62,12 +63,16 @@ class Answer(str):
         answer.finished, answer.token_ids = finished, tuple(token_ids)
         return answer
 
+    def _repr_html_(self) -> str:
+        end = "came to its end" if self.finished else "cut off"
+        return html_table(f"Answer of {len(self.token_ids)} tokens, {end}", {"text": str(self)})
+
     def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, Any]]:
         return (str(self),), {"finished": self.finished, "token_ids": self.token_ids}
 
 
-@dataclass(frozen=True)
-class SteeringRow:
+@dataclass(frozen=True, repr=False)
+class SteeringRow(Displayed):
     """One row of a batch: a question, with its prefix if any, and how its answer is steered.
 
     ``vectors=None`` leaves the row unsteered.

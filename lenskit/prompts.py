@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lenskit._display import Displayed, count, quoted, spread
 from lenskit.concepts import Concept, statement_prompt
 from lenskit.concepts import statements as grammar_statements
 from lenskit.models import (
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 Rows = Int[Tensor, " row"] | Bool[Tensor, " prompt"] | Sequence[int]
 
 
-@dataclass(frozen=True)
-class PromptSet:
+@dataclass(frozen=True, repr=False)
+class PromptSet(Displayed):
     """Prompts of one concept, left padded; all of them end in the same candidate tokens.
 
     ``prefix_mask`` is true on the prefix tokens (nowhere in a prompt without prefix).
@@ -62,6 +63,22 @@ class PromptSet:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def _headline(self) -> str:
+        return f"PromptSet of {self.concept.name!r}, {count(len(self), 'prompt')}"
+
+    def _rows(self) -> dict[str, object]:
+        spans = self.prefix_mask[self.has_prefix].sum(dim=1)
+        return {
+            "prefix": self.concept.prefix,
+            "with it": count(int(self.has_prefix.sum()), "prompt"),
+            "prefix tokens": spread(spans.tolist()),
+            "tokens": f"prompt {len(self)} × pos {self.tokens.input_ids.shape[1]}",
+            "lengths": spread(self.tokens.lengths.tolist()),
+            "candidates": quoted(self.candidates),
+            "pairs": int((self.pair >= 0).sum()) // 2,
+            "statements": quoted(self.statements[:2]),
+        }
 
     def rows(self, index: Rows) -> PromptSet:
         """Some of the prompts, in the order of ``index`` (a mask keeps theirs).

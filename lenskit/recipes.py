@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Literal
 
+from lenskit._display import Displayed
+
 __all__ = ["DEFAULT", "Recipe", "find_recipe", "recipes"]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Displayed):
     """How concept vectors are made and applied; every argument that is given overrides it.
 
     ``token``: "attention" (AGS, Eq. 3), or an offset such as "-1". ``labels``: "soft" (Eq. 4) or

@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lenskit._display import Displayed, by_block, quoted
 from lenskit.capture import Capture
 
 
-@dataclass(frozen=True)
-class TokenSelection:
+@dataclass(frozen=True, repr=False)
+class TokenSelection(Displayed):
     """A candidate token for each block.
 
     ``index``: place among ``candidates``, 0 to K-1 in text order (K-1 is token -1). ``rule``
@@ -35,6 +36,17 @@ class TokenSelection:
             raise ValueError(
                 f"index must be one place from 0 to {places - 1} for each block, got {self.index}"
             )
+
+    def _headline(self) -> str:
+        return f"TokenSelection for {len(self.index)} blocks"
+
+    def _rows(self) -> dict[str, object]:
+        return {
+            "rule": self.rule,
+            "candidates": quoted(self.candidates),
+            "tokens": by_block(self.tokens),
+            "offsets": by_block(self.offsets.tolist()),
+        }
 
     @property
     def offsets(self) -> Int[Tensor, " layer"]:

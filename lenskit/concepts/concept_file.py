@@ -34,6 +34,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from lenskit._display import Displayed
 from lenskit.concepts.concept import Concept
 from lenskit.concepts.reading import read_toml
 
@@ -65,8 +66,8 @@ _OF_CONCEPT = ("prefix", "class", "questions", "phrases")
 _MOST = 10_000
 
 
-@dataclass(frozen=True)
-class ConceptFile(Mapping[str, Concept]):
+@dataclass(frozen=True, repr=False)
+class ConceptFile(Displayed, Mapping[str, Concept]):
     """Concepts by name, in the order of their file.
 
     ``phrases``: what shows each concept, by name. ``statements``: those of the file, or empty.

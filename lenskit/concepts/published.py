@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from lenskit._display import Displayed, count
 from lenskit.concepts.concept import Concept, ConceptClass
 from lenskit.concepts.reading import read_text, read_yaml
 
@@ -41,8 +42,8 @@ _STATEMENTS = ("class_0.txt", "class_1.txt")
 _NO_CLASS = frozenset({"readme.txt", "license.txt", "requirements.txt", "statements.txt"})
 
 
-@dataclass(frozen=True)
-class ConceptFolder(Mapping[str, ConceptClass]):
+@dataclass(frozen=True, repr=False)
+class ConceptFolder(Displayed, Mapping[str, ConceptClass]):
     """Concept classes by name, and the two files of statements.
 
     ``first``: the statements that get the prefix (``class_0.txt``); ``second``: those that do not
@@ -53,6 +54,16 @@ class ConceptFolder(Mapping[str, ConceptClass]):
     first: tuple[str, ...]
     second: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+
+    def _headline(self) -> str:
+        return f"ConceptFolder, {len(self)} concept classes"
+
+    def _rows(self) -> dict[str, object]:
+        shown: dict[str, object] = {
+            name: count(len(self[name]), "concept") for name in list(self)[:11]
+        }
+        given = f"{len(self.first)} for prompts with the prefix, {len(self.second)} without"
+        return shown | {"statements": given, "left out": self.left_out}
 
     @property
     def statements(self) -> tuple[str, ...]:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 
+from lenskit._display import Displayed
 from lenskit.embedded.grammar import MAX_SENTENCES, Entry, load_grammar
 
 REASONS = ("on concept", "neutral", "off concept", "ill formed", "unfinished", "repeating")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Displayed):
     """``score`` is 1 for "on concept" and 0 otherwise; ``reason`` is one of ``REASONS``."""
 
     score: int

@@ -19,6 +19,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from lenskit._arguments import whole
+from lenskit._display import Displayed, by_block, quoted, spread
 from lenskit.capture import for_each_pattern
 from lenskit.enrichment.permutation import (
     KeySets,
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-@dataclass(frozen=True)
-class Enrichment:
+@dataclass(frozen=True, repr=False)
+class Enrichment(Displayed):
     """How often attention to the prefix is significant, block by block.
 
     ``p_values`` are those of the prompts with a prefix, in their order, for every candidate
@@ -66,6 +67,17 @@ class Enrichment:
                 f"{layers} blocks"
             )
         _check_alpha(self.alpha, self.smallest, self.tokens, self.null)
+
+    def _headline(self) -> str:
+        return f"Enrichment of {len(self.tokens.index)} blocks"
+
+    def _rows(self) -> dict[str, object]:
+        scores, best = self.scores, self.ranking[:5].tolist()
+        return super()._rows() | {
+            "scores": spread(scores.tolist()),
+            "most enriched": ", ".join(f"{block} ({scores[block]:.3g})" for block in best),
+            "tokens": by_block(self.tokens.tokens),
+        }
 
     @property
     def hits(self) -> Bool[Tensor, "prompt layer head"]:
@@ -221,8 +233,8 @@ def enrich(
     return Enrichment(p_values, smallest, tokens, null, alpha)
 
 
-@dataclass(frozen=True)
-class RankStability:
+@dataclass(frozen=True, repr=False)
+class RankStability(Displayed):
     """How alike several enrichments order the blocks, each compared with each.
 
     ``spearman``: rank correlation of the scores (ties share their mean rank; nan where all
@@ -234,6 +246,14 @@ class RankStability:
     spearman: Float[Tensor, "run run"]
     overlap: Float[Tensor, "run run"]
     k: int
+
+    def _rows(self) -> dict[str, object]:
+        pairs = torch.triu_indices(len(self.names), len(self.names), 1).unbind()
+        return {
+            "names": quoted(self.names),
+            "spearman": spread(self.spearman[pairs].tolist()),
+            f"overlap of the top {self.k}": spread(self.overlap[pairs].tolist()),
+        }
 
 
 def rank_stability(*enrichments: Enrichment, k: int | None = None) -> RankStability:

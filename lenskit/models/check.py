@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from lenskit._display import Displayed
 from lenskit.models.padding import limits_of
 from lenskit.models.reference import ModelCheckError, Reference, probe_tokens
 from lenskit.models.templates import Tokens
@@ -39,8 +40,8 @@ _KINDS = (
 _DTYPE = re.compile(r"dtype|scalar type|not implemented for '|BFloat16|\bHalf\b")
 
 
-@dataclass(frozen=True)
-class ModelReport:
+@dataclass(frozen=True, repr=False)
+class ModelReport(Displayed):
     """What ``check_model`` found. Hook names are those after ``blocks.{l}.``.
 
     ``fires``: hooks that fire in every block. ``edits``: of ``hook_resid_post``,

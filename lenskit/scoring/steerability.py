@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from lenskit._display import Displayed
 from lenskit.concepts import Concept, question_prompt
 from lenskit.embedded.grammar import load_grammar
 from lenskit.embedded.judge import Verdict, judge_answer
@@ -179,7 +180,7 @@ def fluency(
 
 
 @dataclass(frozen=True)
-class Steerability:
+class Steerability(Displayed):
     """``best``: mean over questions of the best over coefficients, AGS's optimistic figure.
 
     ``held_out``: the coefficient chosen on some questions and scored on the others, averaged over

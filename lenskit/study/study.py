@@ -9,16 +9,35 @@ from functools import cached_property
 import pandas as pd
 import torch
 
+from lenskit._display import Displayed, count, quoted, spread
 from lenskit.scoring import steerability
 
 KEYS = ["token", "labels", "learner", "blocks", "control"]
 
 
-@dataclass(frozen=True)
-class Study:
+@dataclass(frozen=True, repr=False)
+class Study(Displayed):
     """``answers``: a tidy table with a row for each concept, variant, coefficient and question."""
 
     answers: pd.DataFrame
+
+    def _headline(self) -> str:
+        return f"Study of {count(len(self.answers), 'answer')}"
+
+    def _rows(self) -> dict[str, object]:
+        answers = self.answers
+        score = answers["score"]
+        return {
+            "concepts": f"{answers.groupby(['concept_class', 'concept']).ngroups}, of "
+            f"{quoted(answers['concept_class'].unique())}",
+            "variants": answers.groupby(KEYS).ngroups,
+            "controls": quoted(each for each in answers["control"].unique() if each),
+            "coefficients": quoted(sorted(answers["coefficient"].unique().tolist())),
+            "questions": answers["question"].nunique(),
+            "on concept": f"{score.mean():.1%} of the answers; by variant "
+            + spread(answers.groupby(KEYS)["score"].mean()),
+            "more": ".compare() the variants, .concepts one by one, .answers",
+        }
 
     @cached_property
     def concepts(self) -> pd.DataFrame:

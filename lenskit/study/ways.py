@@ -11,6 +11,7 @@ from itertools import product
 from numbers import Real
 from typing import Any
 
+from lenskit._display import Displayed
 from lenskit.concepts import BLOCKS
 from lenskit.labels import LABELS
 from lenskit.recipes import DEFAULT, Recipe, find_recipe
@@ -23,7 +24,7 @@ CONTROLS = ("unsteered", "prompted", "random vector", "shuffled labels")
 
 
 @dataclass(frozen=True)
-class Variant:
+class Variant(Displayed):
     """One way to make a concept vector and to apply it.
 
     ``token``: "attention" (Eq. 3) or a fixed offset such as "-1". ``labels``: "soft" (Eq. 4) or

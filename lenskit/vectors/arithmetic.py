@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lenskit._display import Displayed, count, spread
+
 if TYPE_CHECKING:
     from lenskit.vectors.storage import ConceptVectors
 
@@ -70,8 +72,8 @@ class Arithmetic:
         return torch.stack(rows).sum(dim=0)
 
 
-@dataclass(frozen=True)
-class Combination(Arithmetic):
+@dataclass(frozen=True, repr=False)
+class Combination(Arithmetic, Displayed):
     """A weighted sum of concept vectors, which ``steer`` takes: ``Σ weight · vectors``.
 
     It is what arithmetic with ``ConceptVectors`` makes, and the same as a list of pairs:
@@ -109,6 +111,16 @@ class Combination(Arithmetic):
                 )
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of vectors must be finite, got {weight}")
+
+    def _headline(self) -> str:
+        return f"Combination of {count(len(self.terms), 'concept vector')}, {len(self)} blocks"
+
+    def _rows(self) -> dict[str, object]:
+        shown: dict[str, object] = {
+            f"term {i}": f"{weight:+.4g} × {one.concept.name!r}, {one.learner}"
+            for i, (one, weight) in enumerate(self.terms[:12], start=1)
+        }
+        return shown | {"norms": spread(self[:].norm(dim=1).tolist())}
 
 
 def _number(given: Any) -> float | None:

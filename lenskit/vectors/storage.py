@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lenskit._display import Displayed, spread
 from lenskit.vectors.arithmetic import Arithmetic
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ TENSORS = ("directions", "validation", "resid_norm")
 TEXTS = ("model", "learner", "selection", "labels", "data_hash", "version")
 
 
-@dataclass(frozen=True)
-class ConceptVectors(Arithmetic):
+@dataclass(frozen=True, repr=False)
+class ConceptVectors(Arithmetic, Displayed):
     """A direction for each block, float32 on the CPU, and its provenance.
 
     ``directions``: unit norm (or zero where a block has none), the sign such that the projection
@@ -65,6 +66,18 @@ class ConceptVectors(Arithmetic):
                     f"{name} must have one entry for each of the {len(self.directions)} blocks, "
                     f"got shape {shape}"
                 )
+
+    def _headline(self) -> str:
+        return f"ConceptVectors of {self.concept.name!r}, {len(self)} blocks"
+
+    def _rows(self) -> dict[str, object]:
+        known = self.validation.nan_to_num(-1.0)
+        best = f"; best in block {int(known.argmax())}" if bool((known >= 0).any()) else ""
+        return super()._rows() | {
+            "validation": f"correlation {spread(self.validation.tolist())}{best}",
+            "resid_norm": spread(self.resid_norm.tolist()),
+            "data_hash": self.data_hash[:12],
+        }
 
     @property
     def terms(self) -> Terms:  # type: ignore[override]
