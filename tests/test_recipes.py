@@ -8,9 +8,11 @@ import pickle
 import pytest
 import tiny
 import torch
+from steered import random_vectors
 
 import lenskit as lk
 from lenskit.recipes import DEFAULT, find_recipe
+from lenskit.steering import intervention
 from lenskit.study import study_concept
 from lenskit.study.ways import settings_of
 
@@ -24,8 +26,12 @@ def judge(concept, question, answer):
 def test_steering_studies_and_variants_take_their_defaults_from_one_recipe():
     for function in (lk.steer, lk.generate_steered):
         taken = inspect.signature(function).parameters
-        assert taken["relative"].default is DEFAULT.relative
+        assert taken["relative"].default is None  # a tensor knows no residual norm
         assert taken["start"].default == DEFAULT.start
+    model = tiny.shared_model()
+    vectors = random_vectors(model)
+    taken, said = (intervention(model, vectors, 1.0, relative=r) for r in (None, DEFAULT.relative))
+    assert torch.equal(taken.directions, said.directions)
     own = (DEFAULT.token, DEFAULT.labels, DEFAULT.learner, DEFAULT.blocks)
     assert tuple(vars(lk.variants()[0]).values())[:4] == own
     ways, settings = settings_of(None, {})
