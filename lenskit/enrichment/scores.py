@@ -201,9 +201,10 @@ def enrich(
 
     def test(layer: int, rows: Tensor, pattern: Tensor) -> None:
         if null == "paired":
-            keys = other_text[rows, -pattern.shape[-1] :]
-            known = (part.to(pattern.device) for part in (keys, texts[rows, layer]))
-            pattern = pooled(pattern, *known, weights[rows, layer].to(pattern.device))
+            keys = other_text[rows, -pattern.shape[-1] :].to(pattern.device)
+            known = (part[rows, layer].to(pattern.device) for part in (texts, weights))
+            mass_of_text, of_prefix = known
+            pattern = pooled(pattern, keys, mass_of_text, of_prefix)
         sets = sets_of(tuple(rows.tolist()), pattern.device)
         mass = observed[rows, layer].to(pattern.device)
         p_values[rows, layer] = permutation_p_values(pattern, sets, mass).cpu()

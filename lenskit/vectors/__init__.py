@@ -15,7 +15,7 @@ from lenskit.vectors.mean_difference import MeanDifference, SoftCovariance
 from lenskit.vectors.pca import PrincipalComponent
 from lenskit.vectors.rfm import BlockFits, RecursiveFeatureMachine, fit_blocks
 from lenskit.vectors.ridge import Ridge
-from lenskit.vectors.storage import ConceptVectors
+from lenskit.vectors.storage import ConceptVectors, check_file, checksum, read_safetensors
 
 __all__ = [
     "LEARNERS",
@@ -31,10 +31,13 @@ __all__ = [
     "SoftCovariance",
     "Vectors",
     "added",
+    "check_file",
+    "checksum",
     "fit_blocks",
     "find_learner",
     "fit_vectors",
     "learners_of",
     "parts",
+    "read_safetensors",
     "split",
 ]

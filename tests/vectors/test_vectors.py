@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -470,15 +471,90 @@ def test_other_files_are_refused(tmp_path):
             ConceptVectors.load(path)
 
     refuses("holds no concept vectors", tensors, {})
-    refuses("format version '2'", tensors, metadata | {"format_version": "2"})
+    refuses("format version '3'", tensors, metadata | {"format_version": "3"})
+    refuses("is damaged: it is not what its checksum", tensors, metadata | {"learner": "other"})
+    refuses("is damaged: it is not what its checksum", tensors | {"more": torch.ones(1)}, metadata)
+    del metadata["checksum"]
+    refuses("is damaged: it is not what its checksum", tensors, metadata)
+    # What is refused for its own sake is refused in files without a checksum too.
+    metadata["format_version"] = "1"
     refuses("lacks validation", {n: t for n, t in tensors.items() if n != "validation"}, metadata)
     refuses("lacks model", tensors, {n: t for n, t in metadata.items() if n != "model"})
     refuses("is damaged: resid_norm", tensors | {"resid_norm": torch.ones(7)}, metadata)
     refuses("is damaged: directions", tensors | {"directions": torch.ones(3)}, metadata)
     refuses("is damaged", tensors, metadata | {"concept": "[1"})
+    deep = '{"prefix": "a", "name": "b", "questions": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    refuses("is damaged", tensors, metadata | {"concept": deep})
+    for concept in ('{"prefix": 3, "name": "b"}', '{"prefix": "a"}', '"a"'):
+        refuses("is damaged", tensors, metadata | {"concept": concept})
+    questions = '{"prefix": "a", "name": "b", "questions": "why?"}'
+    refuses("must be texts", tensors, metadata | {"concept": questions})
+    directions, norms = tensors["directions"], tensors["resid_norm"]
     refuses("not finite", tensors | {"directions": torch.full((3, 4), torch.nan)}, metadata)
+    refuses(
+        r"unit norm nor zero, at block\(s\) 0, 1",
+        tensors | {"directions": directions * torch.tensor([1.1, 0.5, 1])[:, None]},
+        metadata,
+    )
+    refuses("must be of floats", tensors | {"directions": directions.int()}, metadata)
+    refuses(
+        r"negative or not finite, at block\(s\) 1",
+        tensors | {"resid_norm": norms * torch.tensor([1, -1, 1])},
+        metadata,
+    )
+    refuses("negative or not finite", tensors | {"resid_norm": norms * torch.inf}, metadata)
+    refuses("no correlation", tensors | {"validation": torch.full((3,), 7.0)}, metadata)
+    save_file(tensors, path, metadata=metadata)
+    assert torch.equal(ConceptVectors.load(path).directions, directions)
     path.write_bytes(b"no tensors here")
     with pytest.raises(ValueError, match="is not a safetensors file"):
         ConceptVectors.load(path)
     with pytest.raises(FileNotFoundError):
         ConceptVectors.load(tmp_path / "absent.safetensors")
+
+
+def test_vectors_that_could_not_be_loaded_are_not_saved(tmp_path):
+    found = fit(*made())
+    with pytest.raises(ValueError, match="neither of unit norm nor zero"):
+        replace(found, directions=2 * found.directions).save(tmp_path / "v.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "spiders.safetensors"
+    fit(*made()).save(path)
+    return path
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_a_file_with_any_bit_flipped_is_refused_by_its_name(saved, data):
+    content = bytearray(saved.read_bytes())
+    bit = data.draw(st.integers(0, 8 * len(content) - 1))
+    content[bit // 8] ^= 1 << bit % 8
+    path = saved.with_name("flipped.safetensors")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="flipped.safetensors"):
+        ConceptVectors.load(path)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_a_file_that_was_cut_off_is_refused_by_its_name(saved, data):
+    content = saved.read_bytes()
+    path = saved.with_name("short.safetensors")
+    path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+    with pytest.raises(ValueError, match="short.safetensors"):
+        ConceptVectors.load(path)
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, tmp_path / "fifo"):
+        with pytest.raises(ValueError, match=f"{path} is not a regular file"):
+            ConceptVectors.load(path)
+    with (tmp_path / "vast").open("wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(ValueError, match="vast has 8,589,934,592 bytes"):
+        ConceptVectors.load(tmp_path / "vast")
