@@ -81,6 +81,11 @@ def model_report(model: TransformerBridge) -> ModelReport:
     return check_model(model) if report is None else report
 
 
+def set_report(model: TransformerBridge, report: ModelReport) -> None:
+    """Let ``model_report`` return this report, made earlier on the same weights."""
+    _reports[model] = report
+
+
 def check_model(
     model: TransformerBridge, reference: PreTrainedModel | Reference | None = None
 ) -> ModelReport:
@@ -145,7 +150,7 @@ def check_model(
         longest=limits.longest,
         untried=limits.untried,
     )
-    _reports[model] = report
+    set_report(model, report)
     return report
 
 
