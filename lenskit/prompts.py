@@ -126,6 +126,8 @@ def row_index(index: Rows, length: int) -> Int[Tensor, " row"]:
         if rows.shape != (length,):
             raise ValueError(f"a mask over {length} prompts was expected, got {tuple(rows.shape)}")
         return rows.nonzero().flatten()
+    if rows.numel() and (rows.is_floating_point() or rows.is_complex()):
+        raise ValueError(f"rows must be whole numbers or a mask, got {rows.tolist()}")
     rows = rows.long().flatten()
     if bool(((rows < -length) | (rows >= length)).any()):
         raise IndexError(f"rows must be from 0 to {length - 1}, got {rows.tolist()}")

@@ -153,7 +153,12 @@ def find_tokens(
 def pool_heads(
     attention: Float[Tensor, "prompt layer head candidate"], how: Literal["mean", "max"]
 ) -> Float[Tensor, "prompt layer candidate"]:
-    """Attention to the prefix, averaged over heads or of the head that attends most."""
+    """Attention to the prefix, averaged over heads or of the head that attends most.
+
+    Raises ValueError for attention that is not finite, which would be the largest.
+    """
+    if not bool(attention.isfinite().all()):
+        raise ValueError("attention to the prefix is not finite; capture it anew")
     return _pool(attention, how, 2, "heads")
 
 

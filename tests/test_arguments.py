@@ -18,7 +18,7 @@ from lenskit.exchange import to_layers
 from lenskit.figures import activation_pca, attention_map, selected_token_map, soft_label_curves
 from lenskit.generation import SteeringRow, generate, generate_steered
 from lenskit.labels import hard_labels, soft_labels
-from lenskit.selector import TokenSelection, fixed_token
+from lenskit.selector import TokenSelection, fixed_token, select_tokens
 from lenskit.steering import steer
 from lenskit.vectors import Logistic, RecursiveFeatureMachine, Ridge, fit_blocks
 
@@ -197,3 +197,23 @@ def test_vectors_for_another_number_of_blocks_do_not_steer(model):
         steer(model, fewer, coefficient=1.0),
     ):
         pass
+
+
+def test_prompts_are_picked_by_whole_numbers_or_a_mask(captured):
+    for wrong in ([0.5], torch.tensor([1.0]), np.array([0.0, 1.0])):
+        with pytest.raises(ValueError, match="rows must be whole numbers or a mask"):
+            captured.rows(wrong)
+    mask = np.zeros(len(captured), dtype=bool)
+    mask[1] = True
+    assert len(captured.rows(mask)) == len(captured.rows(np.array([1]))) == 1
+    assert len(captured.rows([])) == 0
+
+
+def test_attention_that_is_no_number_selects_no_token_and_makes_no_label(captured):
+    tokens = fixed_token(captured)
+    attention = captured.attention_to_prefix.clone()
+    attention[0, 1, 2, 3] = NAN
+    spoilt = replace(captured, attention_to_prefix=attention)
+    for use in (lambda: select_tokens(spoilt), lambda: soft_labels(spoilt, tokens)):
+        with pytest.raises(ValueError, match="attention to the prefix is not finite"):
+            use()
