@@ -103,12 +103,15 @@ def check_model(
         reference = Reference.read(reference, model.tokenizer)
     tokens = probe_tokens(model.tokenizer).to(model.cfg.device)
     blocks = range(model.cfg.n_layers)
+    limits = limits_of(model)
     name = f"{model.cfg.model_name} ({model.cfg.architecture}, {model.cfg.dtype})"
     try:
         clean, seen, final = _read(model, tokens)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        if limits.dependence:
+            raise ModelCheckError(f"{name} cannot be used: {limits.dependence}") from error
         advice = ". Another dtype may (dtype='float32')" if _DTYPE.search(str(error)) else ""
         raise ModelCheckError(
             f"{name} does not run with hooks: {error or type(error).__name__}{advice}"
@@ -124,6 +127,8 @@ def check_model(
     ]
     if not bool(torch.isfinite(clean).all()):
         failures.append("the logits are not finite")
+    if limits.dependence:
+        failures.append(limits.dependence)
     errors: tuple[float | None, float | None] = (None, None)
     if not failures:
         failures += _sums(seen, tokens, model)
@@ -139,7 +144,7 @@ def check_model(
         failures.append(f"editing {RESID} does not change the logits")
     if failures:
         raise ModelCheckError(f"{name} cannot be used: " + "; ".join(failures))
-    limits, cfg = limits_of(model), model.cfg
+    cfg = model.cfg
     report = ModelReport(
         cfg.n_layers,
         cfg.n_heads,

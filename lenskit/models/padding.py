@@ -9,7 +9,7 @@ model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from lenskit.models.reference import (
     EVERYTHING,
-    ModelCheckError,
     Reference,
     attention_patterns,
     probe_tokens,
@@ -46,12 +45,13 @@ class Limits:
 
     ``longest``: the most tokens of a prompt and its answer, ``None`` where there is no limit; more
     are refused. ``reason``: the entry of the config that sets it. ``untried``: windows too long to
-    be tried at load.
+    be tried at load. ``dependence``: in words, that already short prompts depend on their batch.
     """
 
     longest: int | None = None
     reason: str = ""
     untried: tuple[str, ...] = ()
+    dependence: str = ""
 
 
 _limits: WeakKeyDictionary[Any, Limits] = WeakKeyDictionary()
@@ -75,9 +75,8 @@ def try_limits(
 
     ``hf_model`` must not have been wrapped; ``reference`` is its own reading of the same probes in
     one batch. Windows of more than 600 tokens are not tried, but believed; what is known to
-    switch is a limit in any case. Raises ``ModelCheckError`` where already the short probes differ.
+    switch is a limit in any case.
     """
-    _require_alike(hf_model, tokenizer, reference)
     ids = probe_tokens(tokenizer).input_ids[-1].tolist()
     found, untried = dict(_switches(hf_model.config)), []
     for name, length in _windows(hf_model.config):
@@ -85,7 +84,8 @@ def try_limits(
             untried.append(f"{name} of {length}")
         elif _differs_beyond(hf_model, ids, length, tokenizer.pad_token_id):
             found[name] = length
-    return _shortest(found, tuple(untried))
+    dependence = _dependence(hf_model, tokenizer, reference)
+    return replace(_shortest(found, tuple(untried)), dependence=dependence)
 
 
 def set_limits(model: TransformerBridge, limits: Limits) -> None:
@@ -141,9 +141,10 @@ def _shortest(lengths: Mapping[str, int], untried: tuple[str, ...]) -> Limits:
     return Limits(lengths[reason], reason, untried)
 
 
-def _require_alike(
+def _dependence(
     hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reference: Reference
-) -> None:
+) -> str:
+    """How a short prompt alone differs from the same in a batch; empty where it does not."""
     tokens = probe_tokens(tokenizer)
     for row, length in enumerate(tokens.lengths.tolist()):
         output = run_plain(hf_model, tokens.rows([row]).trimmed(), **EVERYTHING)
@@ -155,11 +156,11 @@ def _require_alike(
             real = together[row : row + 1, ..., -length:, :]
             real = real[..., -alone.shape[-1] :]
             if _apart(alone, real):
-                raise ModelCheckError(
-                    f"{type(hf_model).__name__} cannot be used: what it makes of a prompt of "
-                    f"{length} tokens depends on the prompts beside it, although padding is "
-                    f"masked{_because(hf_model)}"
+                return (
+                    f"what it makes of a prompt of {length} tokens depends on the prompts beside "
+                    f"it, although padding is masked{_because(hf_model)}"
                 )
+    return ""
 
 
 def _because(hf_model: PreTrainedModel) -> str:
