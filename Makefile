@@ -20,8 +20,8 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 READY := $(VENV)/.ready-$(or $(VERSION),none)
 BIN := $(VENV)/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
-# Timings would change the files at every run.
-EXECUTE = $(BIN)/python -m jupyter nbconvert --to notebook --execute --log-level WARN \
+# Timings would change the files at every run, and progress bars would be saved.
+EXECUTE = TTY_INTERACTIVE=0 TQDM_DISABLE=1 $(BIN)/python -m jupyter nbconvert --to notebook --execute --log-level WARN \
 	--ExecutePreprocessor.timeout=600 --ExecutePreprocessor.record_timing=False
 
 .PHONY: demo test check lint types notebook-check notebooks notebooks-to install clean

@@ -42,7 +42,7 @@ VARIANTS = tuple(
     dict.fromkeys(
         (
             *BY_TOKEN,
-            *(Variant(labels=labels, learner=learner) for labels, learner in LABELS),
+            *(Variant("attention", labels, learner, "all") for labels, learner in LABELS),
             *(replace(variant, learner="rfm") for variant in BY_TOKEN),
             *CONTROLLED,
         )

@@ -83,7 +83,7 @@ def main(
 
     options = {"max_new_tokens": tokens, "batch_size": rows}
     cases: dict[str, Callable[[], object]] = {
-        "one batch, steered": lambda: generate_steered(steered, planned, **options),
+        "one batch, steered": lambda: generate_steered(steered, planned, relative=False, **options),
         "one batch, unsteered": lambda: generate(steered, questions, **options),
         "one row at a time": one_at_a_time,
     }

@@ -100,7 +100,7 @@ def over_width(device: str, widths: list[int]) -> Iterator[Case]:
         labels = soft_labels(captured, tokens)
 
         def fit(captured=captured, tokens=tokens, labels=labels) -> None:
-            fit_vectors(captured, tokens, labels, progress=False)
+            fit_vectors(captured, tokens, labels, learner="rfm", progress=False)
 
         yield width, fit
 
@@ -115,7 +115,7 @@ def over_concepts(pair: measure.Pair, numbers: list[int]) -> Iterator[Case]:
             captured = capture(pair.model, made, progress=False)
             tokens = select_tokens(captured)
             labels = soft_labels(captured, tokens, constant="hard")
-            fit_vectors(captured, tokens, labels, progress=False)
+            fit_vectors(captured, tokens, labels, learner="rfm", progress=False)
 
     for number in numbers:
         yield number, lambda number=number: work(list(islice(every, number)))
@@ -129,7 +129,7 @@ def over_rows(pair: measure.Pair, numbers: list[int]) -> Iterator[Case]:
     def work(number: int) -> None:
         rows = [SteeringRow(questions[i % 5], vectors, 0.01 * i) for i in range(number)]
         with endless(pair.model):
-            generate_steered(pair.model, rows, max_new_tokens=16, batch_size=number)
+            generate_steered(pair.model, rows, relative=False, max_new_tokens=16, batch_size=number)
 
     for number in numbers:
         yield number, lambda number=number: work(number)
@@ -209,12 +209,12 @@ def table(found: list[Series], name: str) -> measure.Report:
 @styled()
 def draw(found: list[Series], file: Path, title: str) -> None:
     """One panel for each series, both axes logarithmic, with a line of slope 1."""
-    figure, panels = new_figure(11, 5.5, 2, 4)
+    figure, panels = new_figure(11, 5.8, 2, 4)
     for panel, series in zip(panels, found, strict=False):
         first = series.seconds[-1] / series.sizes[-1]
         panel.loglog(series.sizes, [first * size for size in series.sizes], color=PALE, lw=1)
         panel.loglog(series.sizes, series.seconds, marker="o", ms=4, color=BLUE)
-        panel.set_title(f"{series.part}: exponent {series.exponent:.2f}")
+        panel.set_title(f"{series.part}:\nexponent {series.exponent:.2f}")
         panel.set_xlabel(series.size)
         panel.set_ylabel("seconds")
         panel.set_xticks(series.sizes, [f"{size:g}" for size in series.sizes], fontsize=8)

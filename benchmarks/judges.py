@@ -134,7 +134,7 @@ def fitted(model, concept: Concept, number: int) -> ConceptVectors:
     """Vectors as AGS makes them: attention-guided tokens, soft labels, RFM."""
     captured = capture(model, build_prompts(model, concept, number=number), progress=False)
     tokens = select_tokens(captured)
-    return fit_vectors(captured, tokens, soft_labels(captured, tokens))
+    return fit_vectors(captured, tokens, soft_labels(captured, tokens), learner="rfm")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class Work:
             for coefficient, question in product(COEFFICIENTS, self.concept.questions)
         ]
         with endless(self.pair.model):
-            generate_steered(self.pair.model, rows, max_new_tokens=MAX_NEW_TOKENS)
+            generate_steered(self.pair.model, rows, relative=False, max_new_tokens=MAX_NEW_TOKENS)
 
     def parts(self) -> dict:
         """What is timed, in order."""

@@ -6,7 +6,9 @@ from .capture import Capture as Capture
 from .capture import capture as capture
 from .concepts import Concept as Concept
 from .concepts import ConceptClass as ConceptClass
+from .concepts import ConceptFile as ConceptFile
 from .concepts import concepts as concepts
+from .concepts import load_concept_file as load_concept_file
 from .concepts import load_concept_folder as load_concept_folder
 from .concepts import statements as statements
 from .embedded.judge import concepts_shown as concepts_shown
@@ -37,11 +39,14 @@ from .models import model_fingerprint as model_fingerprint
 from .models import model_report as model_report
 from .prompts import PromptSet as PromptSet
 from .prompts import build_prompts as build_prompts
+from .recipes import Recipe as Recipe
+from .recipes import recipes as recipes
 from .scoring import Judge as Judge
 from .scoring import Steerability as Steerability
 from .scoring import Verdict as Verdict
 from .scoring import cohen_kappa as cohen_kappa
 from .scoring import endpoint_judge as endpoint_judge
+from .scoring import file_judge as file_judge
 from .scoring import fluency as fluency
 from .scoring import grammar_judge as grammar_judge
 from .scoring import likelihood_judge as likelihood_judge
@@ -60,6 +65,7 @@ from .study import run_on_workers as run_on_workers
 from .study import run_study as run_study
 from .study import study_concept as study_concept
 from .study import variants as variants
+from .vectors import Combination as Combination
 from .vectors import ConceptVectors as ConceptVectors
 from .vectors import Logistic as Logistic
 from .vectors import MeanDifference as MeanDifference

@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
+from lenskit._arguments import block_numbers, whole
+from lenskit._display import Displayed, count, quoted
 from lenskit.models import (
     PATTERN,
     RESID,
@@ -46,8 +48,8 @@ Receive = Callable[[int, Tensor], None]
 Attention = Literal["auto", "eager", "fused"]
 
 
-@dataclass(frozen=True)
-class Capture:
+@dataclass(frozen=True, repr=False)
+class Capture(Displayed):
     """What one pass over the prompts leaves, on the CPU in float32.
 
     ``attention_to_prefix``: attention mass from each candidate token to the prefix, summed over
@@ -62,6 +64,19 @@ class Capture:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def _headline(self) -> str:
+        return f"Capture of {self.prompts.concept.name!r}, {count(len(self), 'prompt')}"
+
+    def _rows(self) -> dict[str, object]:
+        mean = self.attention_to_prefix[self.prompts.has_prefix].mean(dim=(0, 1, 2)).tolist()
+        by_token = enumerate(mean, start=-len(mean))
+        memory = self.attention_to_prefix.nbytes + self.resid_post.nbytes
+        return super()._rows() | {
+            "candidates": quoted(self.candidates),
+            "mean attention": ", ".join(f"token {i}: {mass:.3g}" for i, mass in by_token),
+            "memory": f"{memory / 2**20:,.1f} MiB",
+        }
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -108,6 +123,7 @@ def capture(
     Raises ``ValueError`` naming the block where a value is not finite, and for
     ``attention="fused"`` where it cannot be had.
     """
+    batch_size = whole("batch_size", batch_size, 1)
     candidates, cfg = len(prompts.candidates), model.cfg
     blocks = range(cfg.n_layers)
     masses = torch.zeros(len(prompts), cfg.n_layers, cfg.n_heads, candidates)
@@ -164,15 +180,13 @@ def for_each_pattern(
     Batches are formed by length. After out-of-memory a batch is run again in halves, so ``visit``
     may see the same block and rows twice: let it assign by row, not accumulate.
     """
-    wanted = range(model.cfg.n_layers) if blocks is None else sorted(set(blocks))
-    if not wanted or not 0 <= wanted[0] <= wanted[-1] < model.cfg.n_layers:
-        raise ValueError(f"blocks must be some of 0..{model.cfg.n_layers - 1}, got {blocks!r}")
+    wanted = sorted(block_numbers("blocks", blocks, model.cfg.n_layers))
+    batch_size = whole("batch_size", batch_size, 1)
     shortest = int(tokens.lengths.min())
-    if not 1 <= number_of_candidates <= shortest:
-        raise ValueError(
-            f"number_of_candidates must be from 1 to {shortest}, the length of the shortest "
-            f"prompt; got {number_of_candidates}"
-        )
+    try:
+        candidates = whole("number_of_candidates", number_of_candidates, 1, shortest)
+    except ValueError as error:
+        raise ValueError(f"{error} (the shortest prompt has {shortest} tokens)") from None
 
     def run(rows: Tensor) -> None:
         batch = tokens.rows(rows).trimmed().to(model.cfg.device)
@@ -181,7 +195,7 @@ def for_each_pattern(
         def receive(layer: int, pattern: Tensor) -> None:
             visit(layer, rows, pattern, mask.to(pattern.device))
 
-        _forward(model, batch, number_of_candidates, wanted, attention, pattern=receive)
+        _forward(model, batch, candidates, wanted, attention, pattern=receive)
 
     with using(model):
         in_batches(tokens, batch_size, run, progress=progress, description="Reading attention")

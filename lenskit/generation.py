@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from rich.progress import Progress
 from torch import Tensor
 from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
 
+from lenskit._arguments import whole
+from lenskit._display import Displayed, html_table
+from lenskit._progress import Bars
 from lenskit.concepts import question_prompt
 from lenskit.models import Tokens, chat_ids, position_ids, using
+from lenskit.recipes import DEFAULT
 from lenskit.steering import active_interventions, intervene, intervention
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
     from transformer_lens.model_bridge import TransformerBridge
 
-    from lenskit.vectors import ConceptVectors
+    from lenskit.vectors import Vectors
 
     Conversation = Sequence[Mapping[str, str]]
 
@@ -60,19 +63,23 @@ class Answer(str):
         answer.finished, answer.token_ids = finished, tuple(token_ids)
         return answer
 
+    def _repr_html_(self) -> str:
+        end = "came to its end" if self.finished else "cut off"
+        return html_table(f"Answer of {len(self.token_ids)} tokens, {end}", {"text": str(self)})
+
     def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, Any]]:
         return (str(self),), {"finished": self.finished, "token_ids": self.token_ids}
 
 
-@dataclass(frozen=True)
-class SteeringRow:
+@dataclass(frozen=True, repr=False)
+class SteeringRow(Displayed):
     """One row of a batch: a question, with its prefix if any, and how its answer is steered.
 
     ``vectors=None`` leaves the row unsteered.
     """
 
     question: str
-    vectors: ConceptVectors | None
+    vectors: Vectors | None
     coefficient: float
     prefix: str = ""
 
@@ -112,13 +119,12 @@ def generate(
     ``template_arguments`` go to the chat template. Raises ``ValueError`` where the logits are not
     numbers: a coefficient too large for the dtype.
     """
-    if max_new_tokens < 0 or batch_size < 1:
-        raise ValueError(
-            "max_new_tokens must be 0 or more and batch_size 1 or more, "
-            f"got {max_new_tokens} and {batch_size}"
-        )
+    max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
+    batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
     if temperature is not None and not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be positive, or None for greedy; got {temperature}")
+    if isinstance(questions, Mapping):
+        raise TypeError("questions is a mapping; give texts, or conversations as lists of messages")
     several = [questions] if isinstance(questions, str) else questions
     conversations = [_conversation(question) for question in several]
     if not conversations:
@@ -127,7 +133,7 @@ def generate(
     uniform = None if temperature is None else _uniform(len(tokens), max_new_tokens, seed)
     written: list[list[int]] = [[] for _ in conversations]
 
-    with _rows_of(model, len(tokens)) as interventions, Progress(disable=not progress) as bar:
+    with _rows_of(model, len(tokens)) as interventions, Bars(disable=not progress) as bar:
         task = bar.add_task("generate", total=len(tokens))
         pending = list(tokens.lengths.argsort(stable=True).split(batch_size)) * (max_new_tokens > 0)
         while pending:
@@ -156,14 +162,15 @@ def generate_steered(
     rows: Sequence[SteeringRow],
     *,
     blocks: Iterable[int] | None = None,
-    relative: bool = False,
-    start: int = 0,
+    relative: bool | None = None,
+    start: int = DEFAULT.start,
     **options: Unpack[Options],
 ) -> list[Answer]:
     """Answers of many rows in one batch, each with its own vectors, coefficient and prefix.
 
     ``blocks``, ``relative`` and ``start`` as in ``steer``; ``options`` are those of ``generate``.
     """
+    rows = list(rows)
     if not rows:
         return []
     planned = intervention(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lenskit._display import Displayed, count, quoted, spread
 from lenskit.concepts import Concept, statement_prompt
 from lenskit.concepts import statements as grammar_statements
 from lenskit.models import (
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 Rows = Int[Tensor, " row"] | Bool[Tensor, " prompt"] | Sequence[int]
 
 
-@dataclass(frozen=True)
-class PromptSet:
+@dataclass(frozen=True, repr=False)
+class PromptSet(Displayed):
     """Prompts of one concept, left padded; all of them end in the same candidate tokens.
 
     ``prefix_mask`` is true on the prefix tokens (nowhere in a prompt without prefix).
@@ -63,6 +64,22 @@ class PromptSet:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def _headline(self) -> str:
+        return f"PromptSet of {self.concept.name!r}, {count(len(self), 'prompt')}"
+
+    def _rows(self) -> dict[str, object]:
+        spans = self.prefix_mask[self.has_prefix].sum(dim=1)
+        return {
+            "prefix": self.concept.prefix,
+            "with it": count(int(self.has_prefix.sum()), "prompt"),
+            "prefix tokens": spread(spans.tolist()),
+            "tokens": f"prompt {len(self)} × pos {self.tokens.input_ids.shape[1]}",
+            "lengths": spread(self.tokens.lengths.tolist()),
+            "candidates": quoted(self.candidates),
+            "pairs": int((self.pair >= 0).sum()) // 2,
+            "statements": quoted(self.statements[:2]),
+        }
+
     def rows(self, index: Rows) -> PromptSet:
         """Some of the prompts, in the order of ``index`` (a mask keeps theirs).
 
@@ -83,6 +100,25 @@ class PromptSet:
         )
 
 
+def with_separator(model: TransformerBridge, prompts: PromptSet) -> PromptSet:
+    """The same prompts, whose prefix also spans the tokens of the white space after it.
+
+    AGS's own code counts them: its span runs up to the first token of the statement prompt.
+    """
+    mask = prompts.prefix_mask.clone()
+    for ids, row in zip(prompts.tokens.input_ids, mask, strict=True):
+        place = int(row.nonzero()[-1]) + 1 if bool(row.any()) else len(row)
+        # Beside the token before it, since a tokenizer may drop a space that opens a text.
+        while place < len(row):
+            last = model.tokenizer.decode(ids[place - 1 : place])
+            both = model.tokenizer.decode(ids[place - 1 : place + 1])
+            if not both.startswith(last) or both[len(last) :].strip():
+                break
+            row[place] = True
+            place += 1
+    return replace(prompts, prefix_mask=mask)
+
+
 def row_index(index: Rows, length: int) -> Int[Tensor, " row"]:
     """Indices from indices or from a mask over ``length`` prompts; negative ones from the end."""
     rows = torch.as_tensor(index)
@@ -90,6 +126,8 @@ def row_index(index: Rows, length: int) -> Int[Tensor, " row"]:
         if rows.shape != (length,):
             raise ValueError(f"a mask over {length} prompts was expected, got {tuple(rows.shape)}")
         return rows.nonzero().flatten()
+    if rows.numel() and (rows.is_floating_point() or rows.is_complex()):
+        raise ValueError(f"rows must be whole numbers or a mask, got {rows.tolist()}")
     rows = rows.long().flatten()
     if bool(((rows < -length) | (rows >= length)).any()):
         raise IndexError(f"rows must be from 0 to {length - 1}, got {rows.tolist()}")

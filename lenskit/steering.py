@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,16 +16,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lenskit._arguments import block_numbers, whole
 from lenskit.models import hooked, position_ids, using
+from lenskit.recipes import DEFAULT
+from lenskit.vectors import ConceptVectors, added, parts
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from lenskit.vectors import ConceptVectors
+    from lenskit.vectors import Vectors
 
     Coefficient: TypeAlias = float | Sequence[float] | Float[Tensor, "row"]
-    Composition: TypeAlias = Sequence[tuple[ConceptVectors, Coefficient]]
-    Steering: TypeAlias = ConceptVectors | Composition | Sequence[ConceptVectors | None]
+    Pairs: TypeAlias = Sequence[tuple[Vectors, Coefficient]]
+    Steering: TypeAlias = Vectors | Pairs | Sequence[Vectors | None]
 
 
 @dataclass(frozen=True)
@@ -63,30 +66,21 @@ def intervention(
     coefficient: Coefficient | None = None,
     *,
     blocks: Iterable[int] | None = None,
-    start: int = 0,
-    relative: bool = False,
+    start: int = DEFAULT.start,
+    relative: bool | None = None,
 ) -> Intervention:
     """The arguments of ``steer``, checked and brought into one form."""
-    chosen = _blocks(model, blocks)
-    if start < 0:
-        raise ValueError(f"start must be an absolute position of 0 or more, got {start}")
+    chosen = block_numbers("blocks", blocks, model.cfg.n_layers)
+    start = whole("start, an absolute position,", start, 0)
     terms, weights = _terms(vectors, coefficient)
-    shape = [model.cfg.n_layers, model.cfg.d_model]
     directions = torch.zeros(len(terms), len(chosen), model.cfg.d_model)
     for i, term in enumerate(terms):
-        if not hasattr(term, "directions"):
-            raise TypeError(
-                "vectors must be a ConceptVectors, a list of pairs (ConceptVectors, coefficient), "
-                f"or a ConceptVectors or None for each row; got {type(term).__name__} among them"
-            )
-        term.check_model(model)
-        if list(term.directions.shape) != shape:
+        directions[i] = added(model, term, relative)[list(chosen)]
+        if isinstance(term, Mapping) and not {*term} & {*chosen}:
             raise ValueError(
-                f"vectors.directions must be [layer, d_model] = {shape} for this model, "
-                f"got {list(term.directions.shape)}"
+                f"vectors are given for block(s) {sorted(term)}, of which blocks={list(chosen)} "
+                "has none"
             )
-        scale = term.resid_norm[:, None] if relative else 1.0
-        directions[i] = (term.directions * scale)[list(chosen)]
     if not bool(directions.isfinite().all()):
         raise ValueError("vectors hold entries that are not finite; fit them anew")
     return Intervention(directions, weights, chosen, start)
@@ -99,28 +93,33 @@ def steer(
     *,
     coefficient: Coefficient | None = None,
     blocks: Iterable[int] | None = None,
-    start: int = 0,
-    relative: bool = False,
+    start: int = DEFAULT.start,
+    relative: bool | None = None,
 ) -> Iterator[TransformerBridge]:
     """Add ``ε v[l]`` to ``blocks.{l}.hook_resid_post`` in every forward pass inside the context.
 
     That holds for plain forward passes, ``generate``, the bridge's ``generate`` and Hugging
     Face's (``model.original_model.generate``). Contexts inside one another add up.
 
-    ``vectors``: one ``ConceptVectors``; pairs ``[(vectors, coefficient), ...]``, whose sum is
-    added; or one ``ConceptVectors`` or ``None`` (not steered) for each row of the batch.
+    ``vectors``: a ``ConceptVectors``; a sum such as ``2 * v - w``, or as pairs ``[(v, 2),
+    (w, -1)]``; a tensor or array ``[layer, d_model]``, or ``{layer: tensor}`` for some blocks;
+    or one of these, or ``None`` (not steered), for each row of the batch.
     ``coefficient``: ε, a number or one for each row; negative ones suppress, large ones
-    over-steer. It must be given, except for pairs, whose coefficients it multiplies.
+    over-steer. It multiplies what is given, and must be there for ``ConceptVectors`` alone and
+    for a list of rows; sums, pairs and tensors have lengths of their own.
     ``blocks``: all by default; AGS leaves out the first. ``start``: the first steered position,
     counted in the row's own tokens, padding left out. ``relative``: ε is in units of each
-    block's mean residual norm (``vectors.resid_norm``) and not absolute.
+    block's mean residual norm (``vectors.resid_norm``), which differ between blocks and models;
+    ``False``: absolute, as AGS has it; by default as ``lk.recipes`` says. A tensor knows no such
+    norm: it is added as it is, times ε.
 
     Until the context ends, the model belongs to the thread that entered it: captures, answers and
     contexts of other threads wait (see ``lenskit.models.use``), so a thread must not wait inside
     for one of them. (Forward passes that other threads run past lenskit are steered too.)
 
-    Raises ValueError for blocks that the model has not, for vectors of another model, for numbers
-    that are not finite and, in the forward pass, when the batch has not one row per coefficient.
+    Raises ValueError for blocks that the model has not, for vectors of another model or shape, for
+    ``relative=True`` with a tensor, for numbers that are not finite and, in the forward pass, when
+    the batch has not one row per coefficient.
     """
     planned = intervention(
         model, vectors, coefficient, blocks=blocks, start=start, relative=relative
@@ -210,56 +209,50 @@ class ActiveIntervention:
 _active: WeakKeyDictionary[Any, list[ActiveIntervention]] = WeakKeyDictionary()
 
 
-def _blocks(model: TransformerBridge, blocks: Iterable[int] | None) -> tuple[int, ...]:
-    number = model.cfg.n_layers
-    chosen = tuple(range(number)) if blocks is None else tuple(int(block) for block in blocks)
-    if not chosen:
-        raise ValueError("blocks is empty; give at least one block, or None for all")
-    if len(set(chosen)) < len(chosen) or not all(0 <= block < number for block in chosen):
-        raise ValueError(
-            f"blocks must be different numbers from 0 to {number - 1} for this model, "
-            f"got {list(chosen)}"
-        )
-    return chosen
-
-
 def _terms(
     vectors: Any, coefficient: Coefficient | None
-) -> tuple[list[ConceptVectors], Float[Tensor, "row vector"]]:
-    """Every set of vectors once, and its coefficient in each row (one row: for all)."""
-    if isinstance(vectors, Sequence) and all(isinstance(item, tuple) for item in vectors):
-        if not vectors:
-            raise ValueError("vectors is empty; give at least one ConceptVectors")
-        factor = _numbers(1.0 if coefficient is None else coefficient)
-        numbers = [_numbers(weight) for _, weight in vectors]
-        counts = {len(each) for each in (factor, *numbers)} - {1}
-        if len(counts) > 1:
-            raise ValueError(f"coefficients are for different numbers of rows: {sorted(counts)}")
-        rows = max(counts, default=1)
-        weights = torch.stack([(each * factor).expand(rows) for each in numbers], dim=1)
-        return [one for one, _ in vectors], weights
-    if coefficient is None:
+) -> tuple[list[Any], Float[Tensor, "row vector"]]:
+    """What is added, as it was given, and its coefficient in each row (one row: for all)."""
+    by_row = isinstance(vectors, Sequence) and not all(isinstance(one, tuple) for one in vectors)
+    if coefficient is None and (by_row or isinstance(vectors, ConceptVectors)):
         raise TypeError(
             "coefficient is needed: for example coefficient=0.5 with relative=True, "
             "half of each block's mean residual norm"
         )
-    numbers = _numbers(coefficient)
-    if not isinstance(vectors, Sequence):
-        return [vectors], numbers[:, None]
-    if len(numbers) not in (1, len(vectors)):
-        raise ValueError(
-            f"coefficient has {len(numbers)} numbers for {len(vectors)} rows of vectors; "
-            "give one for each row, or one for all"
-        )
-    own = {id(one): one for one in vectors if one is not None}
-    keys = torch.tensor(list(own), dtype=torch.long)
-    rows = torch.tensor([id(one) for one in vectors])
-    return list(own.values()), numbers[:, None] * (rows[:, None] == keys)
+    factor = _numbers(1.0 if coefficient is None else coefficient)
+    if by_row:
+        if len(factor) not in (1, len(vectors)):
+            raise ValueError(
+                f"coefficient has {len(factor)} numbers for {len(vectors)} rows of vectors; "
+                "give one for each row, or one for all"
+            )
+        own = {id(term): term for one in vectors for term, _ in parts(one)}
+        places = {key: place for place, key in enumerate(own)}
+        weights = torch.zeros(len(vectors), len(own), dtype=torch.float64)
+        for row, one in enumerate(vectors):
+            for term, weight in parts(one):
+                weights[row, places[id(term)]] += weight
+        return list(own.values()), weights * factor[:, None]
+    pairs = vectors if isinstance(vectors, Sequence) else [(vectors, 1.0)]
+    if not pairs:
+        raise ValueError("vectors is empty; give at least one ConceptVectors")
+    given = [(term, _numbers(each) * own) for one, each in pairs for term, own in parts(one)]
+    counts = {len(each) for each in (factor, *(numbers for _, numbers in given))} - {1}
+    if len(counts) > 1:
+        raise ValueError(f"coefficients are for different numbers of rows: {sorted(counts)}")
+    rows = max(counts, default=1)
+    weights = torch.stack([(numbers * factor).expand(rows) for _, numbers in given], dim=1)
+    return [term for term, _ in given], weights
 
 
 def _numbers(coefficient: Coefficient) -> Float[Tensor, "row"]:
     given = coefficient.detach().cpu() if isinstance(coefficient, Tensor) else coefficient
-    numbers = torch.as_tensor(given, dtype=torch.float64)
+    try:
+        numbers = torch.as_tensor(given, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"coefficient must be a number or a list of one for each row, got {coefficient!r}"
+        ) from None
     if numbers.ndim > 1 or numbers.numel() == 0:
         raise ValueError(
             f"coefficient must be a number or one for each row, got shape {list(numbers.shape)}"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import tiny
@@ -16,6 +16,9 @@ from lenskit.generation import Answer, SteeringRow, end_tokens, generate, genera
 from lenskit.models import chat_ids
 from lenskit.steering import steer
 
+# What the plain hooks add is absolute.
+steer = partial(steer, relative=False)
+generate_steered = partial(generate_steered, relative=False)
 ARCHITECTURES = [
     *("llama", "llama-gqa", "gpt2", "gpt_neox", "qwen2", "qwen3", "gemma2", "gemma3"),
     *("mistral", "phi3", "olmo2", "opt"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import tiny
@@ -12,6 +13,8 @@ from steered import hook_count, plain_hooks, random_vectors
 from lenskit.models import Tokens, load_model, pad_left
 from lenskit.steering import Intervention, active_interventions, steer
 
+# What the plain hooks add is absolute.
+steer = partial(steer, relative=False)
 ARCHITECTURES = ["llama", "llama-gqa", "gpt2", "gpt_neox", "qwen2", "gemma2", "gemma3", "olmo2"]
 PROMPTS = ([0, 40, 50, 60, 70, 80, 90], [0, 33, 44], [0, 111, 122, 133, 144])
 NAMES = [f"blocks.{layer}.hook_resid_post" for layer in range(3)]
@@ -294,7 +297,7 @@ def test_vectors_that_cannot_be_meant_are_named(model):
         ([vectors, vectors], ValueError, "3 numbers for 2 rows"),
         (pairs, ValueError, "different numbers"),
         ((vectors, 2.0, 1.0), TypeError, "got float"),
-        (vectors.directions, TypeError, "got Tensor"),
+        ([vectors.directions.tolist()] * 3, TypeError, "got list"),
     ):
         with pytest.raises(error, match=words), steer(model, wrong, coefficient=[1.0, 1.0, 1.0]):
             pass

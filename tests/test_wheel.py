@@ -60,9 +60,7 @@ def test_an_installed_wheel_finds_itself_and_its_data_inside_itself(installed, t
         assert Path(line).is_relative_to(installed), line
 
 
-@pytest.mark.skipif(
-    not (CHECKOUT / "lenskit" / "cli.py").exists(), reason="there is no lenskit.cli"
-)
+@pytest.mark.skipif(not (CHECKOUT / "lenskit" / "cli").exists(), reason="there is no lenskit.cli")
 def test_the_console_script_of_an_installed_wheel_answers(installed, tmp_path):
     code = """
     from importlib.metadata import distribution

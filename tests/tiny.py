@@ -192,6 +192,7 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek_v2": ("DeepseekV2", _LATENT),
     "deepseek_v3": ("DeepseekV3", _LATENT),
+    "glm_moe_dsa": ("GlmMoeDsa", dict(_LATENT, index_n_heads=2, index_head_dim=8)),
     # These cannot be used: recurrent or linear attention, no adapter, or an encoder.
     "mamba": ("Mamba", _COMMON),
     "rwkv": ("Rwkv", _COMMON),

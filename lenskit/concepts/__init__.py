@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lenskit.concepts.choices import (
+    BLOCKS,
     among,
     choose_concepts,
     read_blocks,
@@ -20,6 +21,7 @@ from lenskit.concepts.concept import (
     statement_prompt,
     statements,
 )
+from lenskit.concepts.concept_file import ConceptFile, load_concept_file
 from lenskit.concepts.published import load_concept_folder
 
 __all__ = [
@@ -31,11 +33,14 @@ __all__ = [
     "read_tokens",
     "among",
     "spread",
+    "BLOCKS",
     "Concept",
+    "ConceptFile",
     "ConceptClass",
     "concepts",
     "question_prompt",
     "statement_prompt",
     "statements",
+    "load_concept_file",
     "load_concept_folder",
 ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lenskit.concepts.concept import Concept, concepts
+from lenskit.concepts.reading import read_toml
 
-BLOCKS = re.compile(r"all|(top|bottom|random)[1-9]\d*|\d+(,\d+)*")
+BLOCKS = re.compile(r"all|(top|bottom|random|from)[1-9]\d*|\d+(,\d+)*")
 
 
 def spread(name: str, number: int | None) -> list[Concept]:
@@ -62,10 +62,7 @@ def read_numbers(text: str) -> tuple[float, ...]:
 
 def read_phrases(file: Path, chosen: Iterable[Concept]) -> dict[str, list[str]]:
     """The phrases that show each concept, from lines like ``spiders = ["web", "eight legs"]``."""
-    try:
-        found = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"--phrases {file} is not TOML: {error}") from error
+    found = read_toml(file)
     for concept in chosen:
         own = found.get(concept.name)
         if not (isinstance(own, list) and own and all(isinstance(p, str) and p for p in own)):
@@ -96,11 +93,12 @@ def read_tokens(given: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_blocks(given: Iterable[str]) -> tuple[str, ...]:
-    """ "all", "top4", "bottom4", "random4", or numbers such as "4,5,6"."""
+    """ "all", "from1", "top4", "bottom4", "random4", or numbers such as "4,5,6"."""
     given = tuple(dict.fromkeys(given))
     for one in given:
         if not BLOCKS.fullmatch(one):
             raise ValueError(
-                f"--blocks must be all, top4, bottom4, random4 or numbers like 4,5,6; got {one!r}"
+                "--blocks must be all, top4, bottom4, random4, from1 or numbers like 4,5,6; "
+                f"got {one!r}"
             )
     return given

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from lenskit._display import Displayed, count, quoted
 from lenskit.embedded.dialogue import STATEMENT_PROMPT, question_prompt, statement_prompt
 from lenskit.embedded.grammar import CLASS_NAMES, load_grammar
 
@@ -23,8 +24,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Concept:
+@dataclass(frozen=True, repr=False)
+class Concept(Displayed):
     """A concept: the prefix that activates it, and the questions on which steering is tested.
 
     Raises ValueError when the prefix is empty, or the questions are one string.
@@ -36,12 +37,22 @@ class Concept:
     questions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.prefix.strip():
+        if not isinstance(self.prefix, str) or not self.prefix.strip():
             raise ValueError(
                 f"prefix of concept {self.name!r} is {self.prefix!r}; "
                 "give the text that activates the concept, such as 'Take on a cheerful mood.'"
             )
         object.__setattr__(self, "questions", _questions(self.name, self.questions))
+
+    def _headline(self) -> str:
+        of = "" if self.concept_class is None else f" of {self.concept_class}"
+        return f"Concept {self.name!r}{of}"
+
+    def _rows(self) -> dict[str, object]:
+        shown: dict[str, object] = {"prefix": self.prefix}
+        shown |= {f"question {i}": text for i, text in enumerate(self.questions[:8], start=1)}
+        rest = self.questions[8:]
+        return shown | ({"further": count(len(rest), "question")} if rest else {})
 
 
 def _questions(name: str, questions: Sequence[str]) -> tuple[str, ...]:
@@ -51,10 +62,13 @@ def _questions(name: str, questions: Sequence[str]) -> tuple[str, ...]:
             f"questions of concept {name!r} are one string, {questions!r}; "
             f"give a tuple of them: ({questions!r},)"
         )
-    return tuple(questions)
+    questions = tuple(questions)
+    if wrong := [one for one in questions if not isinstance(one, str) or not one.strip()]:
+        raise ValueError(f"questions of concept {name!r} hold {wrong[0]!r}, which is no text")
+    return questions
 
 
-class ConceptClass(Mapping[str, Concept]):
+class ConceptClass(Displayed, Mapping[str, Concept]):
     """The concepts of one class by name; ``prefix`` is their template, ``questions`` the tests."""
 
     def __init__(self, name: str, prefix: str, questions: tuple[str, ...], members: list[Concept]):
@@ -75,11 +89,18 @@ class ConceptClass(Mapping[str, Concept]):
     def __len__(self) -> int:
         return len(self._members)
 
-    def __repr__(self) -> str:
-        return f"ConceptClass({self.name!r}, {self.prefix!r}, {len(self)} concepts)"
+    def _headline(self) -> str:
+        return f"ConceptClass {self.name!r}, {count(len(self), 'concept')}"
+
+    def _rows(self) -> dict[str, object]:
+        return {
+            "prefix": self.prefix,
+            "questions": quoted(self.questions),
+            "concepts": ", ".join(self),
+        }
 
 
-class _Concepts(Mapping[str, ConceptClass]):
+class _Concepts(Displayed, Mapping[str, ConceptClass]):
     """The classes of the embedded grammar, read from its files when first asked for."""
 
     def __getitem__(self, name: str) -> ConceptClass:
@@ -95,6 +116,12 @@ class _Concepts(Mapping[str, ConceptClass]):
 
     def __len__(self) -> int:
         return len(CLASS_NAMES)
+
+    def _headline(self) -> str:
+        return f"{len(self)} concept classes"
+
+    def _rows(self) -> dict[str, object]:
+        return {name: f"{len(members)}: {', '.join(members)}" for name, members in self.items()}
 
 
 concepts: Mapping[str, ConceptClass] = _Concepts()

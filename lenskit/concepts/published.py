@@ -15,7 +15,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from lenskit._display import Displayed, count
 from lenskit.concepts.concept import Concept, ConceptClass
+from lenskit.concepts.reading import read_text, read_yaml
 
 __all__ = ["PREFIXES", "ConceptFolder", "load_concept_folder"]
 
@@ -40,8 +42,8 @@ _STATEMENTS = ("class_0.txt", "class_1.txt")
 _NO_CLASS = frozenset({"readme.txt", "license.txt", "requirements.txt", "statements.txt"})
 
 
-@dataclass(frozen=True)
-class ConceptFolder(Mapping[str, ConceptClass]):
+@dataclass(frozen=True, repr=False)
+class ConceptFolder(Displayed, Mapping[str, ConceptClass]):
     """Concept classes by name, and the two files of statements.
 
     ``first``: the statements that get the prefix (``class_0.txt``); ``second``: those that do not
@@ -52,6 +54,16 @@ class ConceptFolder(Mapping[str, ConceptClass]):
     first: tuple[str, ...]
     second: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+
+    def _headline(self) -> str:
+        return f"ConceptFolder, {len(self)} concept classes"
+
+    def _rows(self) -> dict[str, object]:
+        shown: dict[str, object] = {
+            name: count(len(self[name]), "concept") for name in list(self)[:11]
+        }
+        given = f"{len(self.first)} for prompts with the prefix, {len(self.second)} without"
+        return shown | {"statements": given, "left out": self.left_out}
 
     @property
     def statements(self) -> tuple[str, ...]:
@@ -103,7 +115,10 @@ def load_concept_folder(
     bases = (root, root / "data")
     halves = _statement_files(root, bases, statements)
     templates = {**PREFIXES, **{_class_name(k): v for k, v in (prefixes or {}).items()}}
-    asked = {_class_name(k): tuple(v) for k, v in (questions or _questions(root, bases)).items()}
+    asked = {
+        _class_name(name): _listed(name, given)
+        for name, given in (questions or _questions(root, bases)).items()
+    }
 
     folder = next((b / "concepts" for b in bases if (b / "concepts").is_dir()), root)
     classes: dict[str, ConceptClass] = {}
@@ -158,7 +173,7 @@ def _concept_class(
 
 def _lines(file: Path, duplicates: str, *, lower: bool = False) -> tuple[str, ...]:
     found: dict[str, int] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
         text = line.strip().lower() if lower else line.strip()
         if not text:
             continue
@@ -207,9 +222,22 @@ def _questions(root: Path, bases: Sequence[Path]) -> Mapping[str, Sequence[str]]
     file = next((file for file in files if file.exists()), None)
     if file is None:
         return {}
-    import yaml  # comes with transformers
-
-    read = yaml.safe_load(file.read_text(encoding="utf-8"))
+    read = read_yaml(file)
     if not isinstance(read, dict) or not all(isinstance(v, dict) for v in read.values()):
         raise ValueError(f"{file} must map each class to its numbered questions")
-    return {name: [str(text[number]) for number in sorted(text)] for name, text in read.items()}
+    for name, texts in read.items():
+        for number, text in texts.items():
+            if not isinstance(number, int) or not isinstance(text, str) or not text.strip():
+                raise ValueError(
+                    f"{file}: question {number!r} of class {name!r} must be a number and a text, "
+                    f"got {text!r:.80}"
+                )
+    return {str(name): [text[number] for number in sorted(text)] for name, text in read.items()}
+
+
+def _listed(name: str, questions: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(questions, str):
+        raise ValueError(
+            f"questions of class {name!r} are one string, {questions!r}; give a list of them"
+        )
+    return tuple(questions)

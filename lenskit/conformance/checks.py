@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -26,8 +26,10 @@ from lenskit.models import (
     PATTERN,
     RESID,
     SCORES,
+    ModelCheckError,
     Tokens,
     conversation_ids,
+    limits_of,
     load_hugging_face,
     load_model,
     load_tokenizer,
@@ -40,6 +42,8 @@ from lenskit.models import (
 from lenskit.prompts import PromptSet, build_prompts
 from lenskit.steering import steer
 from lenskit.vectors import ConceptVectors
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -83,19 +87,34 @@ def conformance(model: TransformerBridge, readings: Readings | None = None) -> t
 
     A check that raises does not hold, and says why.
     """
-    alone = (hooks, special_tokens_once, candidate_tokens, left_padding, batch_composition)
+    alone = (
+        hooks,
+        special_tokens_once,
+        candidate_tokens,
+        left_padding,
+        batch_composition,
+        long_prompts,
+    )
     checks = [partial(check_one, model) for check_one in alone]
     if readings is not None:
         compared = (captures, steering, steered_generation)
         checks += [partial(compare, model, readings) for compare in compared]
     results: list[Result] = []
     for run in checks:
-        try:
-            results += run()
-        except (ValueError, RuntimeError, LookupError, TypeError) as error:
-            name = run.func.__name__.replace("_", " ")
-            results.append(Result(name, False, None, f"{type(error).__name__}: {error}"))
+        results += _attempt(results, run.func.__name__.replace("_", " "), run) or []
     return tuple(results)
+
+
+def _attempt(results: list[Result], name: str, run: Callable[[], T]) -> T | None:
+    """What ``run`` returns; where it raises, whatever that is, a result that does not hold."""
+    try:
+        return run()
+    except Exception as error:
+        kind = (
+            "" if isinstance(error, ValueError | ModelCheckError) else f"{type(error).__name__}: "
+        )
+        results.append(Result(name, False, None, f"{kind}{error or 'no reason given'}"))
+        return None
 
 
 def hooks(model: TransformerBridge) -> list[Result]:
@@ -153,6 +172,15 @@ def batch_composition(model: TransformerBridge) -> list[Result]:
     prompts = _prompts(model.tokenizer)
     errors = _differences(model, prompts, capture(model, prompts, batch_size=1, progress=False))
     return [_measured(model, "batch composition", max(errors), "changes nothing")]
+
+
+def long_prompts(model: TransformerBridge) -> list[Result]:
+    """Whether there is a length beyond which prompts in a batch would change each other."""
+    limits = limits_of(model)
+    if limits.longest is None:
+        return [Result("long prompts", True, None, "are as independent as short ones", False)]
+    meaning = f"up to {limits.longest} tokens; beyond, the batch's length counts ({limits.reason})"
+    return [Result("long prompts", False, None, meaning, False)]
 
 
 def captures(model: TransformerBridge, readings: Readings) -> list[Result]:
@@ -216,17 +244,33 @@ def check(
 ) -> bool:
     """Run every check on a model by its name, show what holds, and return whether all is well.
 
-    Raises what ``load_model`` raises, ``ModelCheckError`` for a model that is refused.
+    A model that cannot be opened, or not be read, has a row that says why. Raises ``OSError``
+    where there is no such folder.
     """
     console = Console()
     with console.status(f"checking {model}"):
-        tokenizer = load_tokenizer(model_location(model))
-        hf_model = load_hugging_face(model, device=device, dtype=dtype).eval()
-        readings = read(hf_model, tokenizer)
-        loaded = load_model(model, hf_model=hf_model, tokenizer=tokenizer, check="hooks")
-        results = conformance(loaded, readings)
-    console.print(result_table(results, f"{model} ({loaded.cfg.architecture}, {loaded.cfg.dtype})"))
+        results, title = _examine(model, device=device, dtype=dtype)
+    console.print(result_table(results, title))
     return all(result.holds or not result.needed for result in results)
+
+
+def _examine(model: str, **placing: Any) -> tuple[list[Result], str]:
+    """Every result for a model by its name, as far as one gets, and what the model is."""
+    place, results = model_location(model), list[Result]()
+    attempt = partial(_attempt, results)
+    tokenizer = attempt("tokenizer", lambda: load_tokenizer(place))
+    if tokenizer is None:
+        return results, model
+    hf_model = attempt("opens in transformers", lambda: load_hugging_face(model, **placing).eval())
+    if hf_model is None:
+        return results, model
+    readings = attempt("Hugging Face's own values", lambda: read(hf_model, tokenizer))
+    title = f"{model} ({type(hf_model).__name__}, {hf_model.dtype})"
+    loaded = attempt(
+        "opens in TransformerLens",
+        lambda: load_model(model, hf_model=hf_model, tokenizer=tokenizer, check=False),
+    )
+    return [*results, *(conformance(loaded, readings) if loaded else ())], title
 
 
 def result_table(results: Sequence[Result], title: str = "") -> Table:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 
+from lenskit._display import Displayed
 from lenskit.embedded.grammar import MAX_PREFIXES, MAX_SENTENCES, Entry, load_grammar
 
 REASONS = (
@@ -23,7 +24,7 @@ MOST_SENTENCES = max(MAX_PREFIXES, MAX_SENTENCES)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Displayed):
     """``score`` is 1 where the answer is what was asked for; ``reason`` is one of ``REASONS``."""
 
     score: int

@@ -29,9 +29,9 @@ _CHUNK = {"cpu": 2**20, "cuda": 2**27}
 class KeySets:
     """For each prompt and candidate token, the sets of keys that the prefix is compared with.
 
-    ``keys`` are counted from the end of the prompt, -1 its last token; ``NO_KEY`` fills a set
-    with fewer keys than others, ``NO_SET`` the place of a set that does not exist. ``number``:
-    the sets of each prompt and candidate.
+    ``keys`` are counted from the end of the prompt, -1 its last token (with ``null="paired"``, of
+    what ``pooled`` returns); ``NO_KEY`` fills a set with fewer keys than others, ``NO_SET`` the
+    place of a set that does not exist. ``number``: the sets of each prompt and candidate.
     """
 
     keys: Int[Tensor, "prompt candidate set place"]
@@ -64,7 +64,7 @@ def key_sets(
     for i, source in enumerate(sources):
         for c, indices in enumerate(sets[i]):
             keys[i, c, : len(indices)] = NO_KEY
-            keys[i, c, : len(indices), : source.size] = indices + source.start
+            keys[i, c, : len(indices), : source.size] = source.keys(indices)
     return KeySets(keys, number)
 
 
@@ -83,6 +83,48 @@ def prefix_mass(
     # Not a matrix product, which a GPU may be set to round to fewer bits.
     outside = ~prefix_mask[:, None, None]
     return pattern.float().masked_fill(outside, 0).sum(dim=-1)
+
+
+def prefix_weights(
+    pattern: Float[Tensor, "prompt head candidate key"],
+    prefix_mask: Bool[Tensor, "prompt key"],
+    places: int,
+) -> Float[Tensor, "prompt head candidate place"]:
+    """Attention to each token of the prefix, in float32, the last one at the last place."""
+    order = prefix_mask.int().argsort(dim=1, stable=True)[:, -places:]
+    weights = pattern.float().gather(-1, order[:, None, None].expand(*pattern.shape[:3], -1))
+    weights = weights.masked_fill(~prefix_mask.gather(1, order)[:, None, None], 0)
+    return functional.pad(weights, (places - weights.shape[-1], 0))
+
+
+def text_keys(
+    prompts: PromptSet, rows: Int[Tensor, " prompt"], *, paired: bool = False
+) -> Bool[Tensor, "prompt key"]:
+    """Which keys prompts with a prefix share with their paired ones: of those, or of the others.
+
+    All but the prefix, and but the first token, unless the prefix begins there.
+    """
+    mask = prompts.tokens.attention_mask.bool()
+    other = prompts.pair[rows] if paired else rows
+    first = mask & (mask.cumsum(dim=1) == 1)
+    begins = (first[rows] & prompts.prefix_mask[rows]).any(dim=1)
+    return mask[other] & ~prompts.prefix_mask[other] & (~first[other] | begins[:, None])
+
+
+def pooled(
+    pattern: Float[Tensor, "prompt head candidate key"],
+    keys: Bool[Tensor, "prompt key"],
+    text: Float[Tensor, "prompt head candidate"],
+    weights: Float[Tensor, "prompt head candidate place"],
+) -> Float[Tensor, "prompt head candidate column"]:
+    """Attention of prompts without the prefix, as their sets of keys with ``"paired"`` want it.
+
+    It is scaled so that the mass on ``keys`` is ``text``, what the same text has in the prompt
+    with the prefix; the ``weights`` of the prefix there follow.
+    """
+    mass = prefix_mass(pattern, keys)
+    scale = torch.where(mass > 0, text / mass, 0.0)
+    return torch.cat([pattern.float() * scale[..., None], weights], dim=-1)
 
 
 def permutation_p_values(
@@ -122,15 +164,26 @@ def permutation_p_values(
 class _Source:
     """The keys that the sets of one prompt are made of: indices from 0, the first at ``start``.
 
-    ``visible``: how many of them each candidate token sees. ``prefix``: the prefix among them,
-    empty where they are those of the paired prompt. ``size``: its number of tokens.
+    ``visible``: how many of them each candidate token sees. ``prefix``: the prefix among them.
+    ``added``: how many tokens of the prefix come before the first key, although they stand behind
+    the last, as ``pooled`` has it; 0 where the prefix stands in its place.
     """
 
     ids: list[int]
     start: int
     visible: list[int]
     prefix: tuple[int, ...]
-    size: int
+    added: int = 0
+
+    @property
+    def size(self) -> int:
+        """The number of tokens of the prefix."""
+        return len(self.prefix)
+
+    def keys(self, indices: Int[Tensor, "set place"]) -> Int[Tensor, "set place"]:
+        """What stands for these indices in ``KeySets.keys``."""
+        behind = indices - self.added
+        return torch.where(behind < 0, behind, behind + self.start)
 
 
 def _source(prompts: PromptSet, row: int, null: Null) -> _Source:
@@ -152,24 +205,22 @@ def _source(prompts: PromptSet, row: int, null: Null) -> _Source:
     tokens = ids[other, attention_mask[other]].tolist()
     last = len(tokens) - skip
     visible = [last - place for place in reversed(range(len(prompts.candidates)))]
-    if null == "paired" and visible[0] < len(indices):
-        raise ValueError(
-            f"the prefix of prompt {row} has {len(indices)} tokens, and its paired prompt only "
-            f"{visible[0]} keys to draw them from; use null='keys', or longer statements"
-        )
-    if null != "paired" and indices[-1] >= visible[0]:
+    if null == "paired":
+        size = len(indices)
+        start = -last - int(prompts.prefix_mask.sum(dim=1).max())
+        return _Source(tokens, start, [size + v for v in visible], tuple(range(size)), size)
+    if indices[-1] >= visible[0]:
         raise ValueError(f"the prefix of prompt {row} lies behind its first candidate token")
     if null == "windows" and indices[-1] - indices[0] != len(indices) - 1:
         raise ValueError(f"null='windows' needs a prefix without gaps; prompt {row} has one")
-    own = () if null == "paired" else indices
-    return _Source(tokens, -last, visible, own, len(indices))
+    return _Source(tokens, -last, visible, indices)
 
 
 def _number(source: _Source, visible: int, null: Null, draws: int) -> int:
     if null == "windows":
         return visible - source.size
     every = comb(visible, source.size)
-    return every - bool(source.prefix) if every <= draws else draws
+    return every - 1 if every <= draws else draws
 
 
 def _sets(source: _Source, null: Null, draws: int, seed: int) -> list[Int[Tensor, "set place"]]:

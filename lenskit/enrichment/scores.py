@@ -18,6 +18,8 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 
+from lenskit._arguments import whole
+from lenskit._display import Displayed, by_block, quoted, spread
 from lenskit.capture import for_each_pattern
 from lenskit.enrichment.permutation import (
     KeySets,
@@ -25,7 +27,10 @@ from lenskit.enrichment.permutation import (
     key_sets,
     number_of_sets,
     permutation_p_values,
+    pooled,
     prefix_mass,
+    prefix_weights,
+    text_keys,
 )
 from lenskit.prompts import PromptSet
 from lenskit.selector import TokenSelection
@@ -34,8 +39,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-@dataclass(frozen=True)
-class Enrichment:
+@dataclass(frozen=True, repr=False)
+class Enrichment(Displayed):
     """How often attention to the prefix is significant, block by block.
 
     ``p_values`` are those of the prompts with a prefix, in their order, for every candidate
@@ -43,7 +48,8 @@ class Enrichment:
     picks the candidate of each block. The scores follow from these and ``alpha``, so
     ``dataclasses.replace`` scores the same tests by another token or level.
 
-    Raises ``ValueError`` when ``alpha`` cannot be reached by every test at the selected tokens.
+    Raises ``ValueError`` when ``alpha`` cannot be reached by every test at the selected tokens,
+    and for a selection among another number of candidates or blocks.
     """
 
     p_values: Float[Tensor, "prompt layer head candidate"]
@@ -53,7 +59,25 @@ class Enrichment:
     alpha: float
 
     def __post_init__(self) -> None:
+        _, layers, _, candidates = self.p_values.shape
+        if (len(self.tokens.index), len(self.tokens.candidates)) != (layers, candidates):
+            raise ValueError(
+                f"tokens selects among {len(self.tokens.candidates)} candidates for "
+                f"{len(self.tokens.index)} blocks; the tests are of {candidates} candidates and "
+                f"{layers} blocks"
+            )
         _check_alpha(self.alpha, self.smallest, self.tokens, self.null)
+
+    def _headline(self) -> str:
+        return f"Enrichment of {len(self.tokens.index)} blocks"
+
+    def _rows(self) -> dict[str, object]:
+        scores, best = self.scores, self.ranking[:5].tolist()
+        return super()._rows() | {
+            "scores": spread(scores.tolist()),
+            "most enriched": ", ".join(f"{block} ({scores[block]:.3g})" for block in best),
+            "tokens": by_block(self.tokens.tokens),
+        }
 
     @property
     def hits(self) -> Bool[Tensor, "prompt layer head"]:
@@ -89,9 +113,7 @@ class Enrichment:
         return tuple(sorted(random.Random(seed).sample(blocks, self._number_of_blocks(k))))
 
     def _number_of_blocks(self, k: int) -> int:
-        if not 1 <= k <= self.p_values.shape[1]:
-            raise ValueError(f"k must be from 1 to {self.p_values.shape[1]} blocks, got {k}")
-        return k
+        return whole("k, a number of blocks,", k, 1, self.p_values.shape[1])
 
 
 def enrich(
@@ -115,17 +137,26 @@ def enrich(
     - ``"keys"``: ``draws`` sets drawn without replacement from the prompt's keys;
     - ``"windows"``: all other runs of P adjacent keys. B is the number of keys less P, often 20
       to 60, and p is never below 1 / (B + 1);
-    - ``"paired"``: as ``"keys"``, from the prompt with the same statement and no prefix, at the
-      same block, head and candidate (prompts built with ``layout="paired"``).
+    - ``"paired"``: as ``"keys"``, but the text's keys are those of the prompt with the same
+      statement and no prefix, at the same block, head and candidate (prompts built with
+      ``layout="paired"``). Their mass is scaled to what the text has beside the prefix, since
+      the first token takes another share of each prompt.
 
     Where all sets are at most ``draws``, each is taken once, and p is exact. Keys are those that
     the candidate token can see: not padding, not later tokens, and not the first token of the
     prompt, BOS or whatever stands there, since it soaks up attention (unless the prefix itself
     begins there). Keys outside a sliding window count too, with mass 0.
 
-    Only ``"keys"`` is exact where keys are exchangeable, which recency can spoil. The other two
-    are comparisons: adjacent windows overlap, and where there is no prefix its share of the
-    attention falls to the other keys, which makes ``"paired"`` strict.
+    What each null assumes, and its share of hits without any signal (30 tokens of text and 11 of
+    prefix, normal scores; ``python -m benchmarks.false_positives``):
+
+    - ``"keys"``: the keys are exchangeable. Then 0.011 at p < 0.01; but 0.08 to 0.22 where early
+      keys are favoured, for the prefix stands early, and 0 where late ones are.
+    - ``"windows"``: runs of keys are, wherever they stand. Adjacent ones overlap, so that there
+      are few in fact: 0.03 at p < 0.05, up to 0.05 where early keys are favoured, 0 where late.
+    - ``"paired"``: keys are exchangeable with those of the prompt without the prefix, whatever
+      its first token takes. Then 0.011 at p < 0.01; 0.08 to 0.28 where early keys are favoured, 0
+      where late ones are.
 
     Sets depend on ``seed`` and on the prompt's own tokens only. One prompt's sets serve all of
     its blocks, heads and candidates: each test is valid by itself, but they are not independent.
@@ -133,19 +164,14 @@ def enrich(
     ``alpha``: the level of a hit; ``None`` is 0.01 as in AGS, and 0.05 for ``"windows"``.
 
     Raises ``ValueError`` when a test cannot reach ``alpha``, when prompts lack a prefix or a
-    pair, when the prompt without prefix has fewer keys than the prefix, or when attention is not
-    finite.
+    pair, or when attention is not finite.
     """
     if null not in get_args(Null):
         raise ValueError(f"null must be one of {', '.join(get_args(Null))}; got {null!r}")
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, got {draws}")
+    draws, seed = whole("draws", draws, 1), whole("seed", seed, 0)
+    batch_size = whole("batch_size", batch_size, 1)
     layers, heads = model.cfg.n_layers, model.cfg.n_heads
-    if tokens.candidates != prompts.candidates or len(tokens.index) != layers:
-        raise ValueError(
-            f"tokens selects among {tokens.candidates} for {len(tokens.index)} blocks; the "
-            f"prompts end in {prompts.candidates} and the model has {layers} blocks"
-        )
+    tokens.check(prompts.candidates, layers)
     alpha = (0.05 if null == "windows" else 0.01) if alpha is None else alpha
     positive = prompts.has_prefix.nonzero().flatten()
     if not len(positive):
@@ -168,7 +194,17 @@ def enrich(
         mask = prefix[rows, -pattern.shape[-1] :].to(pattern.device)
         observed[rows, layer] = prefix_mass(pattern, mask).cpu()
 
+    def observe_pair(layer: int, rows: Tensor, pattern: Tensor) -> None:
+        keys, mask = text[rows, -pattern.shape[-1] :], prefix[rows, -pattern.shape[-1] :]
+        texts[rows, layer] = prefix_mass(pattern, keys.to(pattern.device)).cpu()
+        weights[rows, layer] = prefix_weights(pattern, mask.to(pattern.device), places).cpu()
+
     def test(layer: int, rows: Tensor, pattern: Tensor) -> None:
+        if null == "paired":
+            keys = other_text[rows, -pattern.shape[-1] :].to(pattern.device)
+            known = (part[rows, layer].to(pattern.device) for part in (texts, weights))
+            mass_of_text, of_prefix = known
+            pattern = pooled(pattern, keys, mass_of_text, of_prefix)
         sets = sets_of(tuple(rows.tolist()), pattern.device)
         mass = observed[rows, layer].to(pattern.device)
         p_values[rows, layer] = permutation_p_values(pattern, sets, mass).cpu()
@@ -188,15 +224,18 @@ def enrich(
         for_each_pattern(model, some, candidates, visit, batch_size=batch_size, progress=progress)
 
     if null == "paired":
-        read(positive, observe)
+        places = int(prefix.sum(dim=1).max())
+        texts, weights = torch.empty_like(observed), observed.new_empty(*observed.shape, places)
+        text, other_text = (text_keys(prompts, positive, paired=each) for each in (False, True))
+        read(positive, observe, observe_pair)
         read(prompts.pair[positive], test)
     else:
         read(positive, observe, test)
     return Enrichment(p_values, smallest, tokens, null, alpha)
 
 
-@dataclass(frozen=True)
-class RankStability:
+@dataclass(frozen=True, repr=False)
+class RankStability(Displayed):
     """How alike several enrichments order the blocks, each compared with each.
 
     ``spearman``: rank correlation of the scores (ties share their mean rank; nan where all
@@ -208,6 +247,14 @@ class RankStability:
     spearman: Float[Tensor, "run run"]
     overlap: Float[Tensor, "run run"]
     k: int
+
+    def _rows(self) -> dict[str, object]:
+        pairs = torch.triu_indices(len(self.names), len(self.names), 1).unbind()
+        return {
+            "names": quoted(self.names),
+            "spearman": spread(self.spearman[pairs].tolist()),
+            f"overlap of the top {self.k}": spread(self.overlap[pairs].tolist()),
+        }
 
 
 def rank_stability(*enrichments: Enrichment, k: int | None = None) -> RankStability:

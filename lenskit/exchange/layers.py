@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from lenskit import __version__
+from lenskit._arguments import block_numbers
 from lenskit.concepts import Concept
 from lenskit.models import model_fingerprint, same_model
-from lenskit.vectors import ConceptVectors
+from lenskit.vectors import ConceptVectors, checksum, read_safetensors
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -43,11 +43,7 @@ def to_layers(
     Raises ValueError for blocks that the vectors have not, and for numbers that are not finite.
     """
     number = len(vectors.directions)
-    chosen = range(1, number) if blocks is None else sorted({int(block) for block in blocks})
-    if not chosen or not all(0 <= block < number for block in chosen):
-        raise ValueError(
-            f"blocks must be some of 0 to {number - 1} for these vectors, got {list(chosen)}"
-        )
+    chosen = sorted(block_numbers("blocks", blocks, number)[blocks is None :])
     scale = vectors.resid_norm if relative else torch.ones(number)
     scaled = (vectors.directions * (scale * coefficient)[:, None])[list(chosen)].float().cpu()
     if not bool(scaled.isfinite().all()):
@@ -94,15 +90,18 @@ def from_layers(
                 f"layer {layer} is not among the model's blocks 0 to {cfg.n_layers - 1}; the "
                 "vectors seem to be another model's"
             )
-        vector = torch.as_tensor(given).detach().cpu().double()
+        vector = torch.as_tensor(given).detach().cpu()
+        if not vector.is_floating_point():
+            raise ValueError(f"layer {layer} has a vector of {vector.dtype} and not of floats")
+        vector = vector.double()
         if vector.shape != (cfg.d_model,):
             raise ValueError(
                 f"layer {layer} has a vector of shape {list(vector.shape)}, but the model's "
                 f"d_model is {cfg.d_model}; the vectors seem to be another model's"
             )
         norm = vector.norm()
-        if not bool(norm.isfinite()) or norm == 0:
-            raise ValueError(f"layer {layer} has a vector that is zero or not finite")
+        if not bool(norm.float().isfinite()) or norm.float() == 0:
+            raise ValueError(f"layer {layer} has a vector that is zero or not finite in float32")
         directions[layer], norms[layer] = (vector / norm).float(), norm.float()
     return ConceptVectors(
         directions=directions,
@@ -139,7 +138,7 @@ def write_layers(
     layers = to_layers(vectors, coefficient=coefficient, relative=relative, blocks=blocks)
     if not layers:
         raise ValueError("there is nothing to write: the vectors of these blocks are zero")
-    notes = {f"lenskit.{name}": text for name, text in provenance(vectors).items()}
+    notes = {f"lenskit.{name}": text for name, text in provenance(vectors, layers).items()}
     notes |= {"model_type": model_type} if library == "repeng" else {"layer_type": "decoder_block"}
     tensors = {f"{_ATTRIBUTE[library]}.{layer}": vector for layer, vector in layers.items()}
     with replacing(Path(path)) as file:
@@ -158,16 +157,13 @@ def read_layers(
 
     Arguments and errors as in ``read_gguf``.
     """
+    tensors, notes = read_safetensors(path)
     layers: dict[int, torch.Tensor] = {}
-    with safe_open(path, framework="pt") as file:
-        notes = dict(file.metadata() or {})
-        for name in file.keys():  # noqa: SIM118 - it is no mapping
-            kind, _, number = name.rpartition(".")
-            if kind not in _ATTRIBUTE.values() or not number.isdecimal():
-                raise ValueError(
-                    f"{path} holds {name!r}; expected directions.N or layer_activations.N"
-                )
-            layers[int(number)] = file.get_tensor(name)
+    for name, tensor in tensors.items():
+        kind, _, number = name.rpartition(".")
+        if kind not in _ATTRIBUTE.values():
+            raise ValueError(f"{path} holds {name!r}; expected directions.N or layer_activations.N")
+        add_layer(layers, name, number, tensor, path)
     ours = {n.removeprefix("lenskit."): v for n, v in notes.items() if n.startswith("lenskit.")}
     layer_type = notes.get("layer_type", "decoder_block")
     return checked(layers, model, concept, ours, path, other_model, layer_type)
@@ -183,6 +179,8 @@ def checked(
     layer_type: str = "decoder_block",
 ) -> ConceptVectors:
     """``from_layers`` with what the file itself says of model and concept."""
+    if (written := notes.get("checksum")) and written != _checksum(layers):
+        raise ValueError(f"{path} is damaged: its vectors are not what its checksum was made of")
     written_for, own = notes.get("model"), model_fingerprint(model)
     if written_for and not same_model(written_for, own) and not other_model:
         raise ValueError(
@@ -202,8 +200,25 @@ def checked(
         raise ValueError(f"{path}: {error}") from None
 
 
-def provenance(vectors: ConceptVectors) -> dict[str, str]:
+def add_layer(
+    layers: dict[int, Any], name: str, number: str, vector: Any, path: str | Path
+) -> None:
+    """Put a vector where its name says; raises ValueError for no number, or one that is taken."""
+    if not (number.isascii() and number.isdecimal() and len(number) < 10):
+        raise ValueError(f"{path} holds {name!r}, which ends in no number of a layer")
+    if int(number) in layers:
+        raise ValueError(f"{path} holds more than one vector for layer {int(number)}: {name!r}")
+    layers[int(number)] = vector
+
+
+def _checksum(layers: Mapping[int, Any]) -> str:
+    return checksum({str(n): torch.as_tensor(each).float() for n, each in layers.items()}, {})
+
+
+def provenance(vectors: ConceptVectors, layers: Mapping[int, Any]) -> dict[str, str]:
+    """What a file says of its vectors, and the checksum of what it holds of them."""
     return {
+        "checksum": _checksum(layers),
         "model": vectors.model,
         "concept.prefix": vectors.concept.prefix,
         "concept.name": vectors.concept.name,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lenskit.concepts import Concept
-from lenskit.exchange.layers import checked, provenance, replacing, to_layers
-from lenskit.vectors import ConceptVectors
+from lenskit.exchange.layers import add_layer, checked, provenance, replacing, to_layers
+from lenskit.vectors import ConceptVectors, check_file
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -49,7 +49,7 @@ def write_gguf(
             hint = model_hint or vectors.model.rsplit(":", 1)[0]
             writer.add_string(f"{_ARCHITECTURE}.model_hint", hint)
             writer.add_uint32(f"{_ARCHITECTURE}.layer_count", len(layers))
-            for name, text in provenance(vectors).items():
+            for name, text in provenance(vectors, layers).items():
                 writer.add_string(f"lenskit.{name}", text)
             for layer, vector in layers.items():
                 writer.add_tensor(f"direction.{layer}", vector)
@@ -74,13 +74,38 @@ def read_gguf(
     says that it was written for other weights (one from a base model, say). A ``direction.0``,
     which repeng may write and llama.cpp refuses, is that of block 0.
 
-    Raises ValueError for a GGUF file that is no control vector, or does not fit the model (see
-    ``from_layers``), ImportError without the package ``gguf``.
+    Raises ValueError, with the file's name, for a file that is no GGUF file, is damaged, is no
+    control vector, or does not fit the model (see ``from_layers``), ImportError without the
+    package ``gguf``. (Only files of ``write_gguf`` have a checksum.)
     """
-    reader = _gguf().GGUFReader(path)
+    reader_class = _gguf().GGUFReader
+    check_file(path)
+    try:
+        layers, count, notes = _read(reader_class(path), path)
+    except _Refused as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:
+        # The package checks little of what it reads, and fails in many ways.
+        raise ValueError(
+            f"{path} is no GGUF file, or is damaged: {type(error).__name__}: {error}"
+        ) from error
+    if count > model.cfg.n_layers:
+        raise ValueError(
+            f"{path} counts {count} layers, but the model has {model.cfg.n_layers} blocks; the "
+            "vectors seem to be another model's"
+        )
+    return checked(layers, model, concept, notes, path, other_model)
+
+
+class _Refused(ValueError):
+    """What is wrong with a file that could be read."""
+
+
+def _read(reader: Any, path: str | Path) -> tuple[dict[int, np.ndarray], int, dict[str, str]]:
+    """The vectors by layer, how many layers the file counts, and what we noted in it."""
     architecture = _value(reader, "general.architecture")
     if architecture != _ARCHITECTURE:
-        raise ValueError(
+        raise _Refused(
             f"{path} is no control vector: its general.architecture is {architecture!r} and not "
             f"{_ARCHITECTURE!r}"
         )
@@ -88,23 +113,17 @@ def read_gguf(
     for tensor in reader.tensors:
         kind, _, number = tensor.name.partition(".")
         if kind != "direction" or not number.isdecimal():
-            raise ValueError(f"{path} holds {tensor.name!r}; a control vector has direction.N only")
+            raise _Refused(f"{path} holds {tensor.name!r}; a control vector has direction.N only")
         if tensor.tensor_type.name != "F32":
-            raise ValueError(
+            raise _Refused(
                 f"{path}: {tensor.name} is {tensor.tensor_type.name}, but llama.cpp reads "
                 "directions as F32 only"
             )
         # The reader maps the file into memory; what we keep must outlive it.
-        layers[int(number)] = np.array(tensor.data, dtype=np.float32)
-    count = _value(reader, f"{_ARCHITECTURE}.layer_count") or 0
-    if count > model.cfg.n_layers:
-        raise ValueError(
-            f"{path} counts {count} layers, but the model has {model.cfg.n_layers} blocks; the "
-            "vectors seem to be another model's"
-        )
+        add_layer(layers, tensor.name, number, np.array(tensor.data, dtype=np.float32), path)
     names = [name for name in reader.fields if name.startswith("lenskit.")]
     notes = {name.removeprefix("lenskit."): str(_value(reader, name)) for name in names}
-    return checked(layers, model, concept, notes, path, other_model)
+    return layers, int(_value(reader, f"{_ARCHITECTURE}.layer_count") or 0), notes
 
 
 def _value(reader: Any, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -41,20 +42,52 @@ def styled() -> Any:
 
 
 class Picture(Figure):
-    """A figure that a notebook shows by itself, without pyplot."""
+    """A figure that a notebook shows by itself, without pyplot.
+
+    ``alt``: what it shows, for those who cannot see it; a notebook keeps it beside the image.
+    """
+
+    alt = ""
 
     def _repr_png_(self) -> bytes:
         buffer = BytesIO()
         self.savefig(buffer, format="png", dpi=STYLE["figure.dpi"])
         return buffer.getvalue()
 
+    def _repr_mimebundle_(
+        self, include: Any = None, exclude: Any = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        image = b64encode(self._repr_png_()).decode("ascii")
+        shown = {"image/png": image, "text/plain": self.alt or repr(self)}
+        return shown, {"image/png": {"alt": self.alt}}
+
 
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
-) -> tuple[Figure, list[Axes]]:
+) -> tuple[Picture, list[Axes]]:
     """A figure of so many inches, known to no window system, and its axes row by row."""
     figure = Picture(figsize=(width, height), layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+
+
+def panel(ax: Axes | None, width: float, height: float, alt: str) -> tuple[Figure, Axes]:
+    """The axes to draw on: those given, or the only ones of a new figure that ``alt`` describes."""
+    if ax is not None:
+        return ax.get_figure(root=True), ax
+    figure, (axes,) = new_figure(width, height)
+    figure.alt = alt
+    return figure, axes
+
+
+def legend(
+    axes: Axes, own: bool, keys: Sequence[Any], names: Sequence[str], **options: Any
+) -> None:
+    """A legend beside the axes, in a figure of its own at the upper right."""
+    look = {"fontsize": 9, "alignment": "left"} | options
+    if own:
+        axes.get_figure(root=True).legend(keys, names, loc="outside right upper", **look)
+    else:
+        axes.legend(keys, names, loc="upper left", bbox_to_anchor=(1.01, 1), **look)
 
 
 def plain(text: str) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from lenskit.labels.activity import activity_labels, true_activity
 from lenskit.labels.attention import hard_labels, soft_labels
 from lenskit.labels.gating import GatingHead, gating_head, gating_labels, two_groups_p_value
+from lenskit.labels.named import LABELS, find_labels
 
 __all__ = [
+    "LABELS",
     "GatingHead",
     "activity_labels",
+    "find_labels",
     "gating_head",
     "gating_labels",
     "hard_labels",

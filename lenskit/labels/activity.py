@@ -39,7 +39,8 @@ def activity_labels(
 ) -> Float[Tensor, "prompt layer"]:
     """``true_activity`` of each prompt as a label, the same at every block.
 
-    ``tokens`` is not used; it is there so that all kinds of labels are called alike. Raises
-    ValueError as ``true_activity``.
+    ``tokens`` is not used, but must fit. Raises ValueError as ``true_activity``.
     """
+    if tokens is not None:
+        tokens.check(capture.candidates, capture.layers)
     return true_activity(capture.prompts)[:, None].expand(-1, capture.layers).clone()

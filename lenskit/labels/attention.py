@@ -25,10 +25,11 @@ def soft_labels(
 
     Where all labels of a block are equal (the prefix lies outside a sliding window, say) there
     is no scale: ``constant="raise"`` raises ``ValueError`` naming the blocks, ``"hard"`` gives
-    them the hard labels.
+    them the hard labels. Raises ``ValueError`` for a selection among other candidates or blocks.
     """
     if constant not in ("raise", "hard"):
         raise ValueError(f"constant must be 'raise' or 'hard', got {constant!r}")
+    tokens.check(capture.candidates, capture.layers)
     hard = hard_labels(capture)
     labels = tokens.take(pool_heads(capture.attention_to_prefix, heads)) * hard
     low, high = labels.amin(dim=0), labels.amax(dim=0)
@@ -51,7 +52,10 @@ def hard_labels(
 ) -> Float[Tensor, "prompt layer"]:
     """1 for a prompt with the prefix and 0 for one without, the same at every block.
 
-    ``tokens`` is not used; it is there so that both kinds of labels are called alike.
+    ``tokens`` is not used, but must fit; it is there so that both kinds of labels are called
+    alike.
     """
+    if tokens is not None:
+        tokens.check(capture.candidates, capture.layers)
     prefixed = capture.prompts.has_prefix.float()
     return prefixed[:, None].expand(-1, capture.layers).clone()

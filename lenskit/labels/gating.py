@@ -69,10 +69,11 @@ def gating_labels(
 ) -> Float[Tensor, "prompt layer"]:
     """The attention of ``gating_head`` to the prefix, scaled to [0, 1]: one label for all blocks.
 
-    No truth is used. ``tokens`` is not used either; it is there so that all kinds of labels are
-    called alike. Warns where that head's attention does not fall into two groups: then nothing is
-    found. Raises ValueError as ``gating_head``.
+    No truth is used, and ``tokens`` neither, but it must fit. Warns where that head's attention
+    does not fall into two groups: then nothing is found. Raises ValueError as ``gating_head``.
     """
+    if tokens is not None:
+        tokens.check(capture.candidates, capture.layers)
     found = gating_head(capture)
     if not found.gates:
         warnings.warn(

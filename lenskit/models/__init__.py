@@ -7,6 +7,7 @@ from lenskit.models.check import PATTERN, RESID, SCORES, ModelReport, check_mode
 from lenskit.models.fused import shares
 from lenskit.models.hugging_face import EMBEDDED, load_hugging_face, model_location
 from lenskit.models.loading import load_model, model_fingerprint, same_model
+from lenskit.models.padding import Limits, limits_of
 from lenskit.models.reference import (
     EVERYTHING,
     ModelCheckError,
@@ -40,6 +41,7 @@ __all__ = [
     "SCORES",
     "Arrivals",
     "Conversation",
+    "Limits",
     "ModelCheckError",
     "ModelReport",
     "Tokens",
@@ -51,6 +53,7 @@ __all__ = [
     "encode_with_offsets",
     "hooked",
     "in_batches",
+    "limits_of",
     "load_hugging_face",
     "load_model",
     "load_tokenizer",

@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Callable
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
+from lenskit._progress import Bars
 from lenskit.models.starts import batches
 from lenskit.models.templates import Tokens
 
@@ -28,7 +28,7 @@ def in_batches(
     if batch_size < 1 or batch_size != int(batch_size):
         raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
     waiting = deque(batches(tokens, batch_size))
-    with Progress(transient=True, disable=not progress) as bar:
+    with Bars(disable=not progress) as bar:
         task = bar.add_task(description, total=len(tokens))
         while waiting:
             rows = waiting.popleft()

@@ -12,6 +12,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from lenskit._display import Displayed
+from lenskit.models.padding import limits_of
 from lenskit.models.reference import ModelCheckError, Reference, probe_tokens
 from lenskit.models.templates import Tokens
 from lenskit.models.use import hooked
@@ -38,14 +40,17 @@ _KINDS = (
 _DTYPE = re.compile(r"dtype|scalar type|not implemented for '|BFloat16|\bHalf\b")
 
 
-@dataclass(frozen=True)
-class ModelReport:
+@dataclass(frozen=True, repr=False)
+class ModelReport(Displayed):
     """What ``check_model`` found. Hook names are those after ``blocks.{l}.``.
 
     ``fires``: hooks that fire in every block. ``edits``: of ``hook_resid_post``,
     ``attn.hook_attn_scores`` and ``attn.hook_pattern``, those whose edits reach the logits.
     ``pattern_error`` and ``resid_error``: greatest difference from Hugging Face's own, absolute
     and relative to the largest entry of the block; ``None`` when there was no reference.
+    ``longest``: the most tokens of a prompt and its answer, beyond which prompts in a batch would
+    change each other, so that they are refused; ``None`` without such a limit. ``untried``:
+    lengths in the model's config that are too great to be tried at load.
     """
 
     blocks: int
@@ -55,6 +60,8 @@ class ModelReport:
     edits: tuple[str, ...]
     pattern_error: float | None = None
     resid_error: float | None = None
+    longest: int | None = None
+    untried: tuple[str, ...] = ()
 
     def require_edit(self, hook: str) -> None:
         """Raise ``ModelCheckError`` unless edits at this hook take effect."""
@@ -74,6 +81,11 @@ def model_report(model: TransformerBridge) -> ModelReport:
     return check_model(model) if report is None else report
 
 
+def set_report(model: TransformerBridge, report: ModelReport) -> None:
+    """Let ``model_report`` return this report, made earlier on the same weights."""
+    _reports[model] = report
+
+
 def check_model(
     model: TransformerBridge, reference: PreTrainedModel | Reference | None = None
 ) -> ModelReport:
@@ -91,12 +103,15 @@ def check_model(
         reference = Reference.read(reference, model.tokenizer)
     tokens = probe_tokens(model.tokenizer).to(model.cfg.device)
     blocks = range(model.cfg.n_layers)
+    limits = limits_of(model)
     name = f"{model.cfg.model_name} ({model.cfg.architecture}, {model.cfg.dtype})"
     try:
         clean, seen, final = _read(model, tokens)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        if limits.dependence:
+            raise ModelCheckError(f"{name} cannot be used: {limits.dependence}") from error
         advice = ". Another dtype may (dtype='float32')" if _DTYPE.search(str(error)) else ""
         raise ModelCheckError(
             f"{name} does not run with hooks: {error or type(error).__name__}{advice}"
@@ -112,6 +127,8 @@ def check_model(
     ]
     if not bool(torch.isfinite(clean).all()):
         failures.append("the logits are not finite")
+    if limits.dependence:
+        failures.append(limits.dependence)
     errors: tuple[float | None, float | None] = (None, None)
     if not failures:
         failures += _sums(seen, tokens, model)
@@ -127,10 +144,18 @@ def check_model(
         failures.append(f"editing {RESID} does not change the logits")
     if failures:
         raise ModelCheckError(f"{name} cannot be used: " + "; ".join(failures))
+    cfg = model.cfg
     report = ModelReport(
-        model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_model, fires, edits, *errors
+        cfg.n_layers,
+        cfg.n_heads,
+        cfg.d_model,
+        fires,
+        edits,
+        *errors,
+        longest=limits.longest,
+        untried=limits.untried,
     )
-    _reports[model] = report
+    set_report(model, report)
     return report
 
 

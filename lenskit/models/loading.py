@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from lenskit.models.check import check_model
+from lenskit.models.check import check_model, set_report
 from lenskit.models.hugging_face import (
     EMBEDDED,
     DeviceMap,
@@ -18,12 +18,15 @@ from lenskit.models.hugging_face import (
     model_location,
     require_model,
 )
+from lenskit.models.padding import limits_by_config, set_limits, try_limits
 from lenskit.models.reference import ModelCheckError, Reference, use_eager_attention
 from lenskit.models.templates import load_tokenizer, prepare_tokenizer
+from lenskit.models.verdict import kept_report
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_NO_OPTIONS = {"trust_remote_code": False}
 _ROTATED_IN_FLOAT32 = {f"{name}ForCausalLM" for name in ("Olmo", "Olmo2", "Olmo3", "FlexOlmo")}
 
 
@@ -51,7 +54,14 @@ def load_model(
 
     ``check``: ``True`` compares with Hugging Face's own patterns and hidden states, read from
     the same weights before they are wrapped, so it costs no memory; ``"hooks"`` only probes the
-    hooks; ``False`` does neither. See ``check_model``.
+    hooks; ``False`` does neither. See ``check_model``. With ``True`` the probes are also run
+    alone, without padding, and longer ones where the model has a window of at most 600 tokens.
+    (Of ``"lenskit-mini"`` on a CPU the verdict is kept beside the weights, for just these files
+    and packages; ``check_model`` checks again.)
+
+    Where results depend on the length of the batch (longrope and dynamic rotary embeddings,
+    attention to the best keys), only so many tokens are run as they do not yet: prompts and
+    answers that are longer raise ``ValueError``. ``model_report(model).longest`` is that number.
 
     ``model.tokenizer`` is left padded, has a pad token, and its chat template is the folder's
     (``PLAIN_TEMPLATE`` for a base model). Raises ``ModelCheckError`` for a model that transformers
@@ -69,6 +79,7 @@ def load_model(
     if hf_model is not None and any(value is not None for value in placing.values()):
         raise ValueError(f"{', '.join(placing)} cannot be given with hf_model, which has its own")
     options["trust_remote_code"] = bool(options.get("trust_remote_code"))
+    own = tokenizer is not None
     if tokenizer is not None:
         tokenizer = prepare_tokenizer(tokenizer)
     if hf_model is not None and name_or_path is None:
@@ -82,15 +93,30 @@ def load_model(
             require_model(name, options)
         if tokenizer is None:
             tokenizer = load_tokenizer(name, **options)
+    kept = None
     if hf_model is None:
+        plain = name == model_location(EMBEDDED) and not own and options == _NO_OPTIONS
         hf_model = load_hugging_face(name, **placing, **options)
+        on_cpu = hf_model.device.type == "cpu" and hf_model.dtype == torch.float32
+        if check is True and plain and on_cpu and quantization is None:
+            kept = kept_report(name)
     # A model made in memory may not say what it is.
     hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
     hf_model.eval()
     _check_vocabulary(hf_model, tokenizer)
 
     use_eager_attention(hf_model)
-    reference = Reference.read(hf_model, tokenizer) if check is True else None
+    reference, limits = None, limits_by_config(hf_model.config)
+    try:
+        if check is True and kept is None:
+            reference = Reference.read(hf_model, tokenizer)
+            limits = try_limits(hf_model, tokenizer, reference)
+    except (ModelCheckError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelCheckError(
+            f"transformers cannot run {name} ({type(hf_model).__name__}): {_reason(error)}"
+        ) from error
     try:
         model = TransformerBridge.boot_transformers(
             name,
@@ -103,15 +129,16 @@ def load_model(
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        # The reason comes first; a list of all that could be opened may follow.
-        reason = str(error).split(" Available architectures")[0] or type(error).__name__
         raise ModelCheckError(
-            f"TransformerLens cannot open {name} ({type(hf_model).__name__}): {reason}"
+            f"TransformerLens cannot open {name} ({type(hf_model).__name__}): {_reason(error)}"
         ) from error
     # The public setter would prepare the tokenizer a second time, in the bridge's manner.
     model._tokenizer = tokenizer
     _keep_rotated_dtype(model)
-    if check:
+    set_limits(model, limits)
+    if kept is not None:
+        set_report(model, kept)
+    elif check:
         check_model(model, reference)
     return model
 
@@ -141,6 +168,11 @@ def model_fingerprint(model: TransformerBridge) -> str:
 def same_model(one: str, other: str) -> bool:
     """Whether two fingerprints are of the same weights, whatever their folders are called."""
     return one.rpartition(":")[2] == other.rpartition(":")[2]
+
+
+def _reason(error: Exception) -> str:
+    # It comes first; a list of all that could be opened may follow.
+    return str(error).split(" Available architectures")[0] or type(error).__name__
 
 
 def _own_tokenizer(

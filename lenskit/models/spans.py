@@ -107,15 +107,18 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str) 
     """
     places = [place for place, character in enumerate(text) if not character.isspace()]
     letters = "".join(text[place] for place in places)
+    places.append(len(text))
     spans: list[Span] = []
     seen, piece = 0, ""
     for i in range(len(ids)):
-        piece = _letters(tokenizer, ids[len(spans) : i + 1])
+        written = _text(tokenizer, ids[len(spans) : i + 1])
+        piece, at = "".join(written.split()), places[seen]
+        if written and not piece:
+            spans += [(at, at)] * (i + 1 - len(spans))
         if not piece or _PART in piece:
             continue
         if not letters.startswith(piece, seen):
             break
-        at = places[seen]
         while len(spans) < i and _letters(tokenizer, ids[len(spans) + 1 : i + 1]) == piece:
             spans.append((at, at))
         seen += len(piece)

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from lenskit._display import Displayed, count, spread
 from lenskit.models.spans import encode
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ candidates like any other. Llama 3.2 writes today's date into a system message; 
 _PROBE_TEXT = "Statement 1984:  it's naïve — 北京, don’t\n\n\tyou think?\nassistant  "
 
 
-@dataclass(frozen=True)
-class Tokens:
+@dataclass(frozen=True, repr=False)
+class Tokens(Displayed):
     """Left-padded token ids with their attention mask (1 on real tokens, 0 on padding)."""
 
     input_ids: Int[Tensor, "prompt pos"]
@@ -58,6 +59,17 @@ class Tokens:
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
+
+    def _headline(self) -> str:
+        return f"Tokens of {count(len(self), 'prompt')}"
+
+    def _rows(self) -> dict[str, object]:
+        padding = 1 - self.attention_mask.float().mean().item() if len(self) else 0.0
+        return super()._rows() | {
+            "lengths": spread(self.lengths.tolist()),
+            "padding": f"{padding:.0%}",
+            "device": str(self.input_ids.device),
+        }
 
     @property
     def lengths(self) -> Int[Tensor, " prompt"]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from lenskit.scoring.judges import cohen_kappa, endpoint_judge, likelihood_judge
+from lenskit.scoring.own import file_judge
 from lenskit.scoring.steerability import (
     Judge,
     Steerability,
     Verdict,
+    as_verdict,
     fluency,
     grammar_judge,
     phrase_judge,
@@ -21,6 +23,8 @@ __all__ = [
     "Judge",
     "Steerability",
     "Verdict",
+    "as_verdict",
+    "file_judge",
     "fluency",
     "grammar_judge",
     "phrase_judge",

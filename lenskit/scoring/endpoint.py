@@ -17,14 +17,20 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from email.message import Message
 from email.utils import parsedate_to_datetime
-from time import sleep
+from time import monotonic, sleep
 from types import MappingProxyType
 from typing import Any
 
 __all__ = ["OPENAI", "BudgetSpent", "ChatEndpoint", "EndpointError"]
 
 OPENAI = "https://api.openai.com/v1"
+
+# Of a response: the text of a verdict is a few bytes, and what surrounds it a few thousand.
+_MOST_BYTES = 2**20
+# What a request says in any case.
+_FIXED = ("model", "messages", "stream")
 
 _log = logging.getLogger(__name__)
 
@@ -52,10 +58,11 @@ class ChatEndpoint:
     attempts counted; ``max_requests`` is the budget. ``options``: further fields of the request
     (``None`` leaves one out: some models refuse ``temperature``).
 
-    Timeouts and the answers 408, 429 and 5xx are tried again ``retries`` times, after as many
-    seconds as ``Retry-After`` says or ``backoff``, doubled each time; where that is more than
+    ``timeout``: seconds in which the whole response must be there, to its last byte. Timeouts and
+    the answers 408, 429 and 5xx are tried again ``retries`` times, after as many seconds as
+    ``Retry-After`` says or ``backoff``, doubled each time; where that is more than
     ``longest_wait``, it gives up. Raises ValueError for a base URL that is none, or has a
-    password or a query in it.
+    password or a query in it, and for options that would replace what is asked.
     """
 
     def __init__(
@@ -80,6 +87,13 @@ class ChatEndpoint:
             )
         if (max_requests is not None and max_requests < 0) or retries < 0:
             raise ValueError(f"max_requests={max_requests} and retries={retries} must be 0 or more")
+        if fixed := [name for name in options if name in _FIXED]:
+            raise ValueError(
+                f"options must not hold {', '.join(fixed)}: the model is an argument of its own, "
+                "and the messages are the judge's"
+            )
+        if not 0 < timeout < float("inf"):
+            raise ValueError(f"timeout must be a positive number of seconds, got {timeout}")
         self.model, self.url = model, base_url.rstrip("/") + "/chat/completions"
         self.options = {name: value for name, value in options.items() if value is not None}
         self.max_requests, self.timeout, self.retries = max_requests, timeout, retries
@@ -140,13 +154,7 @@ class ChatEndpoint:
         if key:
             request.add_unredirected_header("Authorization", f"Bearer {key}")
         try:
-            with self._opener.open(request, timeout=self.timeout) as response:
-                return response.read(), "", None
-        except urllib.error.HTTPError as error:
-            said = f"answered {error.code}: {_excerpt(_rest(error), key)}"
-            if error.code not in (408, 429) and error.code < 500:
-                raise EndpointError(f"{self.url} {said}{_hint(error.code, key)}") from None
-            return None, said, _seconds(error.headers.get("Retry-After"))
+            status, headers, found = _exchange(self._opener, request, self.timeout)
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             # A certificate that is not trusted will not be trusted in a second either.
@@ -155,11 +163,21 @@ class ChatEndpoint:
             if isinstance(reason, TimeoutError):
                 return None, f"gave no answer in {self.timeout:g} s", None
             return None, f"gave no answer: {reason!r}", None
+        if status < 300:
+            if len(found) > _MOST_BYTES:
+                raise EndpointError(
+                    f"{self.url} answered with more than {_MOST_BYTES:,} bytes, which is no verdict"
+                )
+            return found, "", None
+        said = f"answered {status}: {_excerpt(found, key)}"
+        if status not in (408, 429) and status < 500:
+            raise EndpointError(f"{self.url} {said}{_hint(status, key)}") from None
+        return None, said, _seconds(headers.get("Retry-After"))
 
     def _text(self, found: bytes) -> str:
         try:
             text = json.loads(found)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             text = None
         if not isinstance(text, str):
             raise EndpointError(
@@ -170,15 +188,55 @@ class ChatEndpoint:
 
     def without_key(self, text: str) -> str:
         """The start of what a server said, fit for a message: one line, and the key taken out."""
-        return _excerpt(text.encode(), _key(self.url))
+        return _excerpt(text.encode("utf-8", "backslashreplace"), _key(self.url))
 
 
-def _rest(error: urllib.error.HTTPError) -> bytes:
+def _exchange(
+    opener: urllib.request.OpenerDirector, request: urllib.request.Request, timeout: float
+) -> tuple[int, Message, bytes]:
+    """Status, headers and body of a response that is there in ``timeout`` seconds.
+
+    A socket's own timeout begins anew with each byte, so a server that sends one now and then
+    would hold it for ever. A thread of its own is left behind where not even the headers end; it
+    ends with the server's patience, and with this process.
+    """
+    end = monotonic() + timeout
+    outcome: list[Any] = []
+
+    def exchange() -> None:
+        try:
+            outcome.append(_received(opener, request, end))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=exchange, daemon=True, name="lenskit-endpoint")
+    thread.start()
+    thread.join(timeout)
+    if not outcome:
+        raise TimeoutError
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _received(
+    opener: urllib.request.OpenerDirector, request: urllib.request.Request, end: float
+) -> tuple[int, Message, bytes]:
+    response: Any
     try:
-        with error:
-            return error.read(20_000)
-    except (OSError, http.client.HTTPException):
-        return b""
+        response = opener.open(request, timeout=max(0.01, end - monotonic()))
+    except urllib.error.HTTPError as error:
+        response = error
+    with response:
+        parts, size = [], 0
+        while size <= _MOST_BYTES and (part := response.read1(2**16)):
+            parts.append(part)
+            size += len(part)
+            if monotonic() > end:
+                raise TimeoutError
+        if size <= _MOST_BYTES and response.length:
+            raise http.client.IncompleteRead(b"", response.length)
+        return response.status, response.headers, b"".join(parts)
 
 
 def _key(url: str) -> str:
@@ -215,14 +273,15 @@ def _excerpt(said: bytes, key: str) -> str:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """``Retry-After`` is a number of seconds or a date; None where it is neither."""
+    """``Retry-After`` is a number of seconds or a date to come; None where it is neither."""
+    said = (retry_after or "").strip()
     try:
-        return max(0.0, float(retry_after or ""))
+        seconds = float(said)
     except ValueError:
-        pass
-    try:
-        date = parsedate_to_datetime(retry_after or "")
-    except (ValueError, TypeError):
-        return None
-    date = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())
+        try:
+            date = parsedate_to_datetime(said)
+            date = date if date.tzinfo else date.replace(tzinfo=UTC)
+            seconds = (date - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError, LookupError, OverflowError):
+            return None
+    return seconds if seconds >= 0 else None

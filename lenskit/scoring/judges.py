@@ -1,6 +1,8 @@
 """Two more judges: a model behind a chat endpoint, and a local model's own likelihoods.
 
-Like every judge they are callables ``(concept, question, answer) -> Verdict``.
+Like every judge they are callables ``(concept, question, answer) -> Verdict``. A study knows a
+judge by its code and what it holds. Where not all of that decides the verdicts, a judge says what
+does: an attribute or method ``identity`` of plain JSON, without budgets, keys, caches and the like.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lenskit._files import read_json
 from lenskit.concepts import Concept
+from lenskit.models import model_fingerprint
 from lenskit.scoring.endpoint import OPENAI, BudgetSpent, ChatEndpoint, EndpointError
 from lenskit.scoring.steerability import Verdict, fluency, repetition
 
@@ -67,6 +71,16 @@ class EndpointJudge:
         """How many requests were sent so far."""
         return self.endpoint.requests
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides its verdicts, for a study to know it by; no key, budget or cache."""
+        return {
+            "url": self.endpoint.url,
+            "model": self.endpoint.model,
+            "options": self.endpoint.options,
+            "rubric": self.rubric,
+        }
+
     def __call__(self, concept: Concept, question: str, answer: str) -> Verdict:
         """The verdict, from the cache where it is there; an empty answer costs no request.
 
@@ -74,7 +88,7 @@ class EndpointJudge:
         """
         if not answer.strip():
             return Verdict(0, "unfinished")
-        judged = {"concept": concept.prefix, "question": question, "answer": answer}
+        judged = {"concept": concept.prefix, "question": question, "answer": _whole(answer)}
         body = self.endpoint.body(self.rubric, json.dumps(judged, ensure_ascii=False))
         file = self._file(body)
         reply = _read_reply(file)
@@ -121,11 +135,16 @@ def endpoint_judge(
     return EndpointJudge(endpoint, rubric, None if cache is None else Path(cache))
 
 
+def _whole(text: str) -> str:
+    """The text with U+FFFD for half of a surrogate pair, which no server takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _read_reply(file: Path | None) -> str | None:
     if file is None:
         return None
     try:
-        reply = json.loads(file.read_text(encoding="utf-8"))["reply"]
+        reply = read_json(file)["reply"]
     except (OSError, ValueError, LookupError, TypeError):
         return None  # not there, or not ours
     return reply if reply in ("0", "1") else None
@@ -136,7 +155,8 @@ def _write_atomically(file: Path, value: object) -> None:
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=file.parent, suffix=".tmp", delete=False
     ) as out:
-        json.dump(value, out, ensure_ascii=False, indent=0)
+        # In ASCII: an answer may hold half of a surrogate pair, which is no UTF-8.
+        json.dump(value, out, indent=0)
     os.replace(out.name, file)
 
 
@@ -198,6 +218,12 @@ class LikelihoodJudge:
     most_surprise: float
     most_repetition: float
     batch_size: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides its verdicts, for a study to know it by; the size of a batch does not."""
+        limits = (self.threshold, self.most_surprise, self.most_repetition)
+        return {"model": model_fingerprint(self.model), "limits": limits}
 
     def __call__(self, concept: Concept, question: str, answer: str) -> Verdict:
         return self.batch([concept], [question], [answer])[0]

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from lenskit._display import Displayed
 from lenskit.concepts import Concept, question_prompt
 from lenskit.embedded.grammar import load_grammar
 from lenskit.embedded.judge import Verdict, judge_answer
@@ -25,6 +26,7 @@ __all__ = [
     "PhraseJudge",
     "Steerability",
     "Verdict",
+    "as_verdict",
     "fluency",
     "grammar_judge",
     "phrase_judge",
@@ -32,7 +34,29 @@ __all__ = [
     "steerability",
 ]
 
-Judge = Callable[[Concept, str, str], Verdict]
+Judge = Callable[[Concept, str, str], "Verdict | float"]
+
+
+def as_verdict(judged: Verdict | float) -> Verdict:
+    """What a judge returned, as a verdict: a Verdict, a bool, or a number from 0 to 1.
+
+    Raises ``ValueError`` for NaN and other numbers, ``TypeError`` for anything else.
+
+    >>> as_verdict(True)
+    Verdict(score=1, reason='on concept')
+    """
+    if isinstance(judged, Verdict):
+        return judged
+    try:
+        score = float(judged)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"a judge must return a Verdict, a bool or a number from 0 to 1, got {judged!r}"
+        ) from None
+    if not 0 <= score <= 1:
+        raise ValueError(f"a judge's score must be from 0 to 1, got {judged!r}")
+    whole = int(score) if score.is_integer() else score
+    return Verdict(whole, "on concept" if score >= 0.5 else "off concept")  # type: ignore[arg-type]
 
 
 def grammar_judge(concept: Concept, question: str, answer: str) -> Verdict:
@@ -156,7 +180,7 @@ def fluency(
 
 
 @dataclass(frozen=True)
-class Steerability:
+class Steerability(Displayed):
     """``best``: mean over questions of the best over coefficients, AGS's optimistic figure.
 
     ``held_out``: the coefficient chosen on some questions and scored on the others, averaged over

@@ -6,14 +6,14 @@ from lenskit.study.bench import study_concept
 from lenskit.study.differences import paired_differences
 from lenskit.study.files import distinct, finished, read_study
 from lenskit.study.run import run_study
-from lenskit.study.study import COEFFICIENTS, LABELS, LEARNERS, Study, Variant, variants
+from lenskit.study.study import Study
 from lenskit.study.tables import score_table, write_tables
+from lenskit.study.ways import COEFFICIENTS, CONTROLS, Variant, variants
 from lenskit.study.workers import run_on_workers
 
 __all__ = [
     "COEFFICIENTS",
-    "LABELS",
-    "LEARNERS",
+    "CONTROLS",
     "Study",
     "Variant",
     "distinct",

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
+from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -17,10 +18,12 @@ from lenskit.capture import Capture, capture
 from lenskit.concepts import Concept
 from lenskit.enrichment import Enrichment, enrich
 from lenskit.generation import SteeringRow, generate_steered
-from lenskit.prompts import build_prompts
-from lenskit.scoring import Judge, grammar_judge
-from lenskit.selector import TokenSelection, fixed_token, select_tokens
-from lenskit.study.study import COEFFICIENTS, LABELS, LEARNERS, Labels, Variant
+from lenskit.labels import find_labels
+from lenskit.prompts import PromptSet, build_prompts, with_separator
+from lenskit.recipes import Recipe
+from lenskit.scoring import Judge, as_verdict, grammar_judge
+from lenskit.selector import TokenSelection, find_tokens
+from lenskit.study.ways import Variant, settings_of
 from lenskit.vectors import ConceptVectors, fit_vectors, split
 
 
@@ -33,12 +36,25 @@ class _Workbench:
     prompts: int
     seed: int
     learners: Mapping[str, Callable[[], object]]
-    labels: Mapping[str, Labels]
+    recipe: Recipe
+    statements: Sequence[str] | None
 
     @cached_property
     def capture(self) -> Capture:
-        prompts = build_prompts(self.model, self.concept, number=self.prompts, seed=self.seed)
-        return capture(self.model, prompts, progress=False)
+        return capture(self.model, self._prompts(self.prompts, "split"), progress=False)
+
+    def _prompts(self, number: int, layout: Literal["split", "paired"]) -> PromptSet:
+        if self.statements is not None:
+            number = min(number, len(self.statements) // 2 * 2)
+        prompts = build_prompts(
+            self.model,
+            self.concept,
+            number=number,
+            layout=layout,
+            statements=self.statements,
+            seed=self.seed,
+        )
+        return with_separator(self.model, prompts) if self.recipe.separator else prompts
 
     @cached_property
     def draw(self) -> int:
@@ -48,10 +64,7 @@ class _Workbench:
 
     @cached_property
     def enrichment(self) -> Enrichment:
-        number = min(100, self.prompts)
-        paired = build_prompts(
-            self.model, self.concept, number=number, layout="paired", seed=self.seed
-        )
+        paired = self._prompts(min(100, self.prompts), "paired")
         tokens = self.selection("attention")
         return enrich(self.model, paired, tokens, seed=self.seed, progress=False)
 
@@ -60,15 +73,13 @@ class _Workbench:
         return {}
 
     def selection(self, token: str) -> TokenSelection:
-        return (
-            select_tokens(self.capture)
-            if token == "attention"
-            else fixed_token(self.capture, int(token))
-        )
+        return find_tokens(self.capture, token)
 
     def blocks(self, spec: str) -> tuple[int, ...] | None:
         if spec == "all":
             return None
+        if spec.startswith("from"):
+            return tuple(range(int(spec.removeprefix("from")), self.model.cfg.n_layers))
         for how in ("top", "bottom", "random"):
             if spec.startswith(how):
                 k = int(spec.removeprefix(how))
@@ -87,14 +98,22 @@ class _Workbench:
 
     def _fit(self, variant: Variant) -> ConceptVectors:
         tokens = self.selection(variant.token)
-        labels = self.labels[variant.labels](self.capture, tokens)
+        labels = find_labels(self.capture, tokens, variant.labels)
         generator = torch.Generator().manual_seed(self.draw)
         if variant.control == "shuffled labels":
             labels = _shuffled(labels, generator)
+        if variant.control == "balanced shuffle":
+            labels = _balanced(labels, self.capture.prompts.has_prefix, generator)
         learner = self.learners[variant.learner]()
         if variant.control != "random vector":
             return fit_vectors(
-                self.capture, tokens, labels, learner=learner, seed=self.seed, progress=False
+                self.capture,
+                tokens,
+                labels,
+                learner=learner,
+                recipe=self.recipe,
+                seed=self.seed,
+                progress=False,
             )
         # Norms and provenance as usual; only the directions are drawn.
         fitted = self.vectors(replace(variant, control=""))
@@ -108,9 +127,36 @@ def _shuffled(
     labels: Float[Tensor, "prompt layer"], generator: torch.Generator
 ) -> Float[Tensor, "prompt layer"]:
     """The labels in another order; with few prompts, one that leaves something to learn from."""
-    train = split(len(labels))
+    return _learnable(lambda: labels[torch.randperm(len(labels), generator=generator)])
+
+
+def _balanced(
+    labels: Float[Tensor, "prompt layer"],
+    prefixed: Bool[Tensor, " prompt"],
+    generator: torch.Generator,
+) -> Float[Tensor, "prompt layer"]:
+    """The labels in an order that tells nothing of the prefix: of each two that are alike, one
+    goes to a prompt with it and one to a prompt without."""
+    pairs = labels.sort(dim=0).values.unflatten(0, (-1, 2))  # as many have a prefix as have none
+    groups = torch.stack([prefixed.nonzero()[:, 0], (~prefixed).nonzero()[:, 0]])
+
+    def draw() -> Tensor:
+        drawn = torch.empty_like(labels)
+        for layer in range(labels.shape[1]):
+            flipped = torch.rand(pairs.shape[:2], generator=generator).argsort(1)
+            own = pairs[:, :, layer].gather(1, flipped)
+            for group, column in zip(groups, own.T, strict=True):
+                drawn[group[torch.randperm(len(group), generator=generator)], layer] = column
+        return drawn
+
+    return _learnable(draw)
+
+
+def _learnable(draw: Callable[[], Tensor]) -> Tensor:
+    """A draw of labels whose training and validation parts both differ among themselves."""
     for _ in range(100):
-        drawn = labels[torch.randperm(len(labels), generator=generator)]
+        drawn = draw()
+        train = split(len(drawn))
         if all(bool((part != part[:1]).any(0).all()) for part in (drawn[:train], drawn[train:])):
             break
     return drawn
@@ -119,19 +165,25 @@ def _shuffled(
 def study_concept(
     model: TransformerBridge,
     concept: Concept,
-    variants: Sequence[Variant],
+    variants: Sequence[Variant] | Variant | None = None,
     *,
-    coefficients: Sequence[float] = COEFFICIENTS,
-    relative: bool = True,
+    recipe: Recipe | str | None = None,
+    coefficients: Sequence[float] | float | None = None,
+    relative: bool | None = None,
     prompts: int = 400,
+    statements: Sequence[str] | None = None,
     judge: Judge = grammar_judge,
-    learners: Mapping[str, Callable[[], object]] = LEARNERS,
-    labels: Mapping[str, Labels] = LABELS,
+    learners: Mapping[str, Callable[[], object]] | None = None,
     max_new_tokens: int = 50,
     batch_size: int = 256,
     seed: int = 0,
 ) -> list[dict]:
     """Tidy rows of one concept: every variant, coefficient and test question, answered and judged.
+
+    Variants, coefficients, whether these are relative, and learners are the ``recipe``'s where
+    they are not given (``lk.recipes``). ``statements``: those of the prompts, where they are not
+    the grammar's; fewer than ``prompts`` make as many prompts. A judge may return a Verdict, a
+    bool, or a number from 0 to 1.
 
     Raises ValueError for a concept with fewer than three test questions: two choose the
     coefficient, and the others are scored.
@@ -141,7 +193,12 @@ def study_concept(
             f"concept {concept.name!r} has {len(concept.questions)} questions, and three are the "
             "fewest; give Concept(questions=...)"
         )
-    bench = _Workbench(model, concept, prompts, seed, learners, labels)
+    given = {"recipe": recipe, "coefficients": coefficients, "relative": relative}
+    variants, settings = settings_of(variants, given | {"learners": learners})
+    coefficients, relative = settings["coefficients"], settings["relative"]
+    bench = _Workbench(
+        model, concept, prompts, seed, settings["learners"], settings["recipe"], statements
+    )
     rows: list[dict] = []
     for spec in dict.fromkeys(variant.blocks for variant in variants):
         planned = []
@@ -163,7 +220,7 @@ def study_concept(
             batch_size=batch_size,
         )
         for (variant, row), text in zip(planned, texts, strict=True):
-            verdict = judge(concept, row.question, text)
+            verdict = as_verdict(judge(concept, row.question, text))
             rows.append(
                 {"concept_class": concept.concept_class or "custom", "concept": concept.name}
                 | asdict(variant)

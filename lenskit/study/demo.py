@@ -16,12 +16,13 @@ from typing import Any, get_args
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from threadpoolctl import threadpool_limits
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.utils import logging
 
 from lenskit import figures
+from lenskit._progress import Bars
 from lenskit.capture import capture
 from lenskit.concepts import Concept, concepts, spread
 from lenskit.enrichment import Enrichment, Null, enrich
@@ -30,23 +31,26 @@ from lenskit.prompts import PromptSet, build_prompts
 from lenskit.selector import TokenSelection, select_tokens
 from lenskit.study.files import read_study
 from lenskit.study.run import run_study
-from lenskit.study.study import COEFFICIENTS, CONTROLS, KEYS, LEARNERS, Study, Variant
-from lenskit.vectors import RecursiveFeatureMachine
+from lenskit.study.study import KEYS, Study
+from lenskit.study.ways import CONTROLS, Variant
+from lenskit.vectors import LEARNERS, RecursiveFeatureMachine
 
 PROCESSES = 2
 CONCEPTS = 12  # of each class
 PROMPTS = 160
+# Said in full, so that other defaults change no picture.
+COEFFICIENTS = (0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.13)
 NULLS: tuple[Null, ...] = get_args(Null)
 BY_TOKEN = tuple(
-    Variant(token, "hard", "mean difference")
+    Variant(token, "hard", "mean difference", "all")
     for token in ("attention", "-1", "-2", "-3", "-4", "-5")
 )
 BY_LABELS = (
-    Variant(labels="hard", learner="mean difference"),
-    Variant(labels="soft", learner="covariance"),
-    Variant(labels="soft", learner="ridge"),
-    Variant(labels="hard", learner="rfm"),
-    Variant(labels="soft", learner="rfm"),
+    Variant("attention", "hard", "mean difference", "all"),
+    Variant("attention", "soft", "covariance", "all"),
+    Variant("attention", "soft", "ridge", "all"),
+    Variant("attention", "hard", "rfm", "all"),
+    Variant("attention", "soft", "rfm", "all"),
 )
 CONTROLLED = tuple(replace(BY_LABELS[1], control=control) for control in CONTROLS)
 VARIANTS = tuple(dict.fromkeys((*BY_TOKEN, *BY_LABELS, *CONTROLLED)))
@@ -145,7 +149,7 @@ def run_demo(
     workers = ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), initializer=_start, initargs=(model,)
     )
-    with Progress(*columns, TimeRemainingColumn(), disable=not progress, transient=True) as bar:
+    with Bars(*columns, TimeRemainingColumn(), disable=not progress) as bar:
         try:
             tasks = {workers.submit(_steer, concept, folder): concept for concept in chosen}
             waiting = bar.add_task("", total=len(tasks))

@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from lenskit.study.study import KEYS, Study, Variant
+from lenskit.study.study import KEYS, Study
+from lenskit.study.ways import Variant
 
 
 def paired_differences(

@@ -17,12 +17,20 @@ from transformer_lens.model_bridge import TransformerBridge
 from lenskit.concepts import Concept
 from lenskit.models import model_fingerprint
 from lenskit.study.bench import study_concept
-from lenskit.study.study import Study, Variant
+from lenskit.study.study import Study
+from lenskit.study.ways import Variant
 
 
-def distinct(concepts: Iterable[Concept]) -> list[Concept]:
-    """The concepts of a study; raises ValueError for none, or two of the same class and name."""
-    concepts = list(concepts)
+def distinct(concepts: Iterable[Concept] | Concept) -> list[Concept]:
+    """The concepts of a study; raises ValueError for none, or two of the same class and name.
+
+    A class of concepts stands for its members.
+    """
+    if isinstance(concepts, Mapping):
+        concepts = concepts.values()
+    concepts = [concepts] if isinstance(concepts, Concept) else list(concepts)
+    if wrong := [one for one in concepts if not isinstance(one, Concept)]:
+        raise TypeError(f"concepts must be Concepts, or one of them; got {wrong[0]!r}")
     names = [(c.concept_class, c.name) for c in concepts]
     if not concepts or len(set(names)) < len(names):
         raise ValueError(f"concepts must be at least one, and differ in class or name: {names}")

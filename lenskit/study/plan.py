@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 # A measurement grows until it takes so long.
 _ENOUGH_SECONDS = 1.0
 _CAPTURED, _BATCH = 64, 256
+# The most prompts that a fit is measured on.
+_FITTED = 400
+# What a config calls its number of positions, and the longest prompt where it has none.
+_POSITIONS, _LONGEST = "max_position_embeddings", 2**17
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,35 +42,44 @@ class Plan:
     ``weights``: parameters and buffers. ``captured``: what ``capture`` keeps of one concept, on
     the CPU. ``cache``: keys and values of the largest batch of answers at its last step. The
     working memory of a forward pass comes on top; it falls with the batch size.
+
+    ``failures``: what could not be measured on this model, and why. What depends on it is ``None``.
     """
 
     model: str
     number_of_concepts: int
     prompts: int
-    tokens_per_prompt: int
+    tokens_per_prompt: int | None
     rows: int
     max_new_tokens: int
     weights: int
-    captured: int
-    cache: int
-    capture_seconds: float
-    fit_seconds: float
-    generation_seconds: float
+    captured: int | None
+    cache: int | None
+    capture_seconds: float | None
+    fit_seconds: float | None
+    generation_seconds: float | None
+    failures: tuple[tuple[str, str], ...] = ()
 
     @property
-    def memory(self) -> int:
+    def memory(self) -> int | None:
         """All bytes together."""
+        if self.captured is None or self.cache is None:
+            return None
         return self.weights + self.captured + self.cache
 
     @property
-    def seconds_per_concept(self) -> float:
+    def seconds_per_concept(self) -> float | None:
         """Capture, fit and generation of one concept."""
-        return self.capture_seconds + self.fit_seconds + self.generation_seconds
+        capture, fit, answers = self.capture_seconds, self.fit_seconds, self.generation_seconds
+        if capture is None or fit is None or answers is None:
+            return None
+        return capture + fit + answers
 
     @property
-    def seconds(self) -> float:
+    def seconds(self) -> float | None:
         """All concepts, one after the other."""
-        return self.number_of_concepts * self.seconds_per_concept
+        one = self.seconds_per_concept
+        return None if one is None else self.number_of_concepts * one
 
 
 def plan(
@@ -84,9 +100,11 @@ def plan(
     less. ``learner`` as in ``fit_vectors``; one vector for each block is fitted.
 
     Bytes are exact. Seconds are measured on a small batch, on random activations and on a short
-    generation, and extrapolated in proportion to prompts, blocks, rows and tokens.
+    generation, and extrapolated in proportion to prompts, blocks, rows and tokens; those of a fit
+    to more than 400 prompts by how they grow up to there.
 
-    Raises ``ValueError`` for numbers below 1, and fewer than 4 prompts.
+    A part that cannot be run on this model is among the plan's ``failures``. Raises ``ValueError``
+    for numbers below 1, fewer than 4 prompts, and prompts longer than the model's positions.
     """
     counts = {
         "number_of_concepts": number_of_concepts,
@@ -99,16 +117,37 @@ def plan(
         raise ValueError(
             f"prompts must be at least 4, the fewest that can be fitted; got {prompts}"
         )
+    positions = getattr(model.original_model.config.get_text_config(), _POSITIONS, _LONGEST)
+    if tokens_per_prompt is not None and tokens_per_prompt > positions:
+        raise ValueError(
+            f"tokens_per_prompt must be at most {positions}, what this model has positions for; "
+            f"got {tokens_per_prompt}"
+        )
     concept = next(iter(next(iter(concepts.values())).values()))
-    some = build_prompts(model, concept, number=64)
-    if tokens_per_prompt is None:
-        tokens_per_prompt = round(some.tokens.lengths.float().mean().item())
-    else:
-        some = prompts_of_length(some, tokens_per_prompt)
+    failures: list[tuple[str, str]] = []
 
-    cfg, candidates = model.cfg, len(some.candidates)
-    entries = prompts * cfg.n_layers * candidates * (cfg.d_model + cfg.n_heads)
-    questions = [concept.questions[i % len(concept.questions)] for i in range(rows)]
+    def attempt(part: str, run: Callable[[], T]) -> T | None:
+        try:
+            return run()
+        except Exception as error:
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            failures.append((part, f"{kind}{error or 'no reason given'}"))
+            return None
+
+    some = attempt("prompts", lambda: build_prompts(model, concept, number=64))
+    captured = capture_seconds = fit_seconds = None
+    if some is not None:
+        if tokens_per_prompt is not None:
+            some = prompts_of_length(some, tokens_per_prompt)
+        made, cfg = some, model.cfg
+        tokens_per_prompt = round(made.tokens.lengths.float().mean().item())
+        entries = prompts * cfg.n_layers * len(made.candidates) * (cfg.d_model + cfg.n_heads)
+        captured = entries * torch.float32.itemsize
+        capture_seconds = attempt("capture", lambda: prompts * _capture_seconds(model, made))
+        fit_seconds = attempt(
+            "fit", lambda: cfg.n_layers * _fit_seconds(model, made, prompts, learner)
+        )
+    questions = [concept.questions[i % len(concept.questions)] for i in range(min(rows, _BATCH))]
     return Plan(
         model_fingerprint(model),
         number_of_concepts,
@@ -117,11 +156,14 @@ def plan(
         rows,
         max_new_tokens,
         weights=_storage([*model.parameters(), *model.buffers()]),
-        captured=entries * torch.float32.itemsize,
-        cache=_cache_bytes(model, questions[:_BATCH], max_new_tokens),
-        capture_seconds=_capture_seconds(model, some) * prompts,
-        fit_seconds=_fit_seconds(model, some, prompts, learner) * cfg.n_layers,
-        generation_seconds=_generation_seconds(model, questions, max_new_tokens),
+        captured=captured,
+        cache=attempt("cache", lambda: _cache_bytes(model, questions, max_new_tokens)),
+        capture_seconds=capture_seconds,
+        fit_seconds=fit_seconds,
+        generation_seconds=attempt(
+            "generation", lambda: rows * _generation_seconds(model, questions, max_new_tokens)
+        ),
+        failures=tuple(failures),
     )
 
 
@@ -130,10 +172,11 @@ def plan_table(estimate: Plan) -> Table:
     table = Table("", "one concept", f"{estimate.number_of_concepts} concepts")
     for column in table.columns[1:]:
         column.justify = "right"
+    length = (
+        "" if estimate.tokens_per_prompt is None else f" of {estimate.tokens_per_prompt} tokens"
+    )
     parts = {
-        f"capture, {estimate.prompts} prompts of {estimate.tokens_per_prompt} tokens": (
-            estimate.capture_seconds
-        ),
+        f"capture, {estimate.prompts} prompts{length}": estimate.capture_seconds,
         "fit, all blocks": estimate.fit_seconds,
         f"generation, {estimate.rows} answers of {estimate.max_new_tokens} tokens": (
             estimate.generation_seconds
@@ -143,13 +186,24 @@ def plan_table(estimate: Plan) -> Table:
     for name, seconds in parts.items():
         table.add_row(
             name,
-            _duration(seconds),
-            _duration(seconds * estimate.number_of_concepts),
+            *(
+                "–" if seconds is None else _duration(seconds * n)
+                for n in (1, estimate.number_of_concepts)
+            ),
             end_section=name == "time" or name.startswith("generation"),
         )
     for name in ("weights", "captured", "cache", "memory"):
-        size = _size(getattr(estimate, name))
-        table.add_row(name, size, size, end_section=name == "cache")
+        number = getattr(estimate, name)
+        size = "–" if number is None else _size(number)
+        table.add_row(name, size, size, end_section=name in ("cache", "memory"))
+    return table
+
+
+def failure_table(estimate: Plan) -> Table:
+    """What does not hold on this model, and why."""
+    table = Table("does not hold", "because")
+    for part, reason in estimate.failures:
+        table.add_row(part, escape(reason))
     return table
 
 
@@ -218,17 +272,28 @@ def _fit_seconds(
     model: TransformerBridge, some: PromptSet, prompts: int, learner: Any | None
 ) -> float:
     """Seconds of one block, on rows drawn at random."""
+    number = min(prompts, _FITTED)
+    seconds = _seconds_of_a_fit(model, some, number, learner)
+    if number == prompts:
+        return seconds
+    half = _seconds_of_a_fit(model, some, number // 2, learner)
+    exponent = min(max(math.log2(seconds / half), 1.0), 3.0)
+    return seconds * (prompts / number) ** exponent
+
+
+def _seconds_of_a_fit(
+    model: TransformerBridge, some: PromptSet, number: int, learner: Any | None
+) -> float:
     drawn = torch.Generator().manual_seed(0)
     places = len(some.candidates)
-    rows = some.rows([i % len(some) for i in range(prompts)])
     made = Capture(
-        rows,
-        torch.zeros(prompts, 1, model.cfg.n_heads, places),
-        torch.randn(prompts, 1, places, model.cfg.d_model, generator=drawn),
+        some.rows([i % len(some) for i in range(number)]),
+        torch.zeros(number, 1, model.cfg.n_heads, places),
+        torch.randn(number, 1, places, model.cfg.d_model, generator=drawn),
         model_fingerprint(model),
     )
     tokens = TokenSelection(torch.tensor([places - 1]), some.candidates, "token -1")
-    labels = torch.rand(prompts, 1, generator=drawn)
+    labels = torch.rand(number, 1, generator=drawn)
     return seconds_of(
         lambda: fit_vectors(made, tokens, labels, learner=learner, progress=False),
         model.cfg.device,
@@ -238,7 +303,7 @@ def _fit_seconds(
 def _generation_seconds(
     model: TransformerBridge, questions: list[str], max_new_tokens: int
 ) -> float:
-    """Seconds of all answers, from a few rows that write a few tokens and a few more."""
+    """Seconds of one answer, from a few rows that write a few tokens and a few more."""
     steps = [2, 6]
     found: dict[int, tuple[float, int]] = {}
 
@@ -248,12 +313,12 @@ def _generation_seconds(
         found[tokens] = 0.0, max(len(each.token_ids) + each.finished for each in answers)
 
     run(1)
-    few, number = _grown(model, run, min(len(questions), _BATCH))
+    few, number = _grown(model, run, len(questions))
     more = seconds_of(lambda: run(number, steps[1]), model.cfg.device)
     written = [found[tokens][1] for tokens in steps]
     step = max(more - few, 0.0) / max(written[1] - written[0], 1)
     prefill = max(few - step * written[0], 0.0)
-    return (prefill + step * max_new_tokens) * len(questions) / number
+    return (prefill + step * max_new_tokens) / number
 
 
 def _grown(model: TransformerBridge, run: Callable[[int], None], largest: int) -> tuple[float, int]:

@@ -7,35 +7,38 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from transformer_lens.model_bridge import TransformerBridge
 
+from lenskit._progress import Bars
 from lenskit.concepts import Concept
 from lenskit.study.bench import study_concept
 from lenskit.study.files import concept_file, distinct, study_folder, write_json
-from lenskit.study.study import Study, Variant, variants
+from lenskit.study.study import Study
+from lenskit.study.ways import Variant, settings_of
 
 
 def run_study(
     model: TransformerBridge,
-    concepts: Iterable[Concept],
-    variants: Sequence[Variant] = variants(),  # noqa: B008 - a constant
+    concepts: Iterable[Concept] | Concept,
+    variants: Sequence[Variant] | Variant | None = None,
     *,
     out: str | Path | None = None,
     progress: bool = True,
     **options,
 ) -> Study:
-    """Run ``study_concept`` over concepts; ``options`` are its own.
+    """Run ``study_concept`` over concepts, one or more; ``options`` are its own, ``recipe`` too.
 
     With ``out`` each finished concept is kept in that folder, and a study that was stopped goes on
     from there. Raises ValueError when the folder belongs to a study with other settings or model,
     or when two concepts share class and name.
     """
     concepts = distinct(concepts)
+    variants, options = settings_of(variants, options)
     folder = None if out is None else study_folder(Path(out), model, variants, options)
     rows: list[dict] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), disable=not progress, transient=True) as bar:
+    with Bars(*columns, TimeRemainingColumn(), disable=not progress) as bar:
         task = bar.add_task("study", total=len(concepts))
         for concept in concepts:
             bar.update(task, description=f"{concept.concept_class or 'custom'}: {concept.name}")

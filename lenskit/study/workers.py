@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from lenskit._progress import Bars
 from lenskit.concepts import Concept
 from lenskit.study.files import distinct, finished, read_study
 from lenskit.study.run import run_study
-from lenskit.study.study import Study, Variant, variants
+from lenskit.study.study import Study
+from lenskit.study.ways import Variant, settings_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 
 def run_on_workers(
     load: Callable[[], TransformerBridge],
-    concepts: Iterable[Concept],
-    variants: Sequence[Variant] = variants(),  # noqa: B008 - a constant
+    concepts: Iterable[Concept] | Concept,
+    variants: Sequence[Variant] | Variant | None = None,
     *,
     out: str | Path,
     workers: int | None = None,
@@ -43,6 +45,7 @@ def run_on_workers(
     concepts as ``run_study``, and whatever a worker raises.
     """
     concepts = distinct(concepts)
+    variants, options = settings_of(variants, options)
     folder = Path(out).resolve()
     done = finished(folder, concepts)
     # With nothing to do, one worker still checks that the folder is of this study.
@@ -63,7 +66,7 @@ def run_on_workers(
             actor.remote(load, variants, folder, options) for _ in range(min(number, len(waiting)))
         ]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeRemainingColumn(), disable=not progress, transient=True) as bar:
+        with Bars(*columns, TimeRemainingColumn(), disable=not progress) as bar:
             task = bar.add_task(
                 f"study, {len(pool)} workers",
                 total=len(concepts),

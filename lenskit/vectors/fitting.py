@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from rich.progress import Progress
-from sklearn.base import clone
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lenskit import __version__
-from lenskit.vectors.learner import Direction, Labels, Rows, oriented, pearson, split
+from lenskit._progress import Bars
+from lenskit.labels import find_labels
+from lenskit.recipes import Recipe, find_recipe
+from lenskit.selector import find_tokens
+from lenskit.vectors.learner import Direction, oriented, pearson, split
+from lenskit.vectors.learners import FitFunction, direction_of, find_learner
 from lenskit.vectors.rfm.grid import each_block
 from lenskit.vectors.rfm.machine import RecursiveFeatureMachine
 from lenskit.vectors.storage import ConceptVectors
@@ -24,15 +28,17 @@ if TYPE_CHECKING:
     from lenskit.capture import Capture
     from lenskit.selector import TokenSelection
 
-FitFunction = Callable[[Rows, Labels, Rows, Labels], Direction]
+    Selector = Callable[[Capture], TokenSelection]
+    Labeller = Callable[[Capture, TokenSelection], Float[Tensor, "prompt layer"]]
 
 
 def fit_vectors(
     capture: Capture,
-    tokens: TokenSelection,
-    labels: Float[Tensor, "prompt layer"],
+    tokens: TokenSelection | Selector | str | int | None = None,
+    labels: Float[Tensor, "prompt layer"] | ArrayLike | Labeller | str | None = None,
     *,
-    learner: Any | FitFunction | None = None,
+    learner: Any | FitFunction | str | None = None,
+    recipe: Recipe | str | None = None,
     seed: int = 0,
     validation: float = 0.2,
     max_validation: int = 256,
@@ -42,32 +48,53 @@ def fit_vectors(
 
     Rows are L2-normalised; the first 80 % of the prompts train, the last 20 %, at most
     ``max_validation``, validate. Each vector's sign is by its own block's labels, over all
-    prompts. ``labels`` are those of ``soft_labels`` or ``hard_labels``.
+    prompts.
 
-    ``learner``: an estimator with ``fit(X, y, X_val, y_val)`` and then ``direction_``, which is
-    cloned for every block and gets ``seed`` as its ``random_state`` if it has one that is None; or
-    a function ``(X, y, X_val, y_val) -> direction`` of arrays. ``RecursiveFeatureMachine()`` by
-    default.
+    ``tokens``: a selection, a function of the capture that makes one, "attention" (Eq. 3) or an
+    offset such as -1. ``labels``: "soft" (Eq. 4), "hard", a function of capture and selection, or
+    numbers, one for each prompt or [prompt, layer].
+    ``learner``: a name in ``LEARNERS``; an estimator whose ``fit`` takes ``X, y`` or ``X, y,
+    X_val, y_val`` and leaves ``direction_`` or ``coef_``, which is cloned for every block and gets
+    ``seed`` as its ``random_state`` if it has one that is None; or a function
+    ``(X, y, X_val, y_val) -> direction`` of arrays.
+    What is not given is the recipe's: by default the attention-guided token, hard labels and the
+    covariance with the labels, which for hard labels is the mean difference; ``recipe="paper"``
+    has soft labels and RFM, and gives raw rows to other learners (``lk.recipes`` says why).
 
     Raises ``ValueError`` naming the block for activations that are not finite or all zero, for
     labels that are not finite, for training or validation labels that are all equal, and where
-    the learner finds no direction.
+    the learner finds no direction; and for a selection among other candidates or blocks.
+
+    >>> import lenskit as lk
+    >>> model = lk.load_model()
+    >>> prompts = lk.build_prompts(model, lk.concepts["fears"]["spiders"], number=20)
+    >>> capture = lk.capture(model, prompts, progress=False)
+    >>> vectors = lk.fit_vectors(capture, learner="ridge", progress=False)
+    >>> vectors.directions.shape == (model.cfg.n_layers, model.cfg.d_model)
+    True
     """
-    learner = RecursiveFeatureMachine() if learner is None else learner
-    shape = capture.resid_post.shape[:2]
-    if tuple(labels.shape) != tuple(shape):
+    recipe = find_recipe(recipe)
+    learner = find_learner(learner, recipe)
+    if not 0 < validation < 1:
         raise ValueError(
-            f"labels must be [prompt, layer] = {list(shape)} as the capture, got "
-            f"{list(labels.shape)}"
+            f"validation must be a share of the prompts between 0 and 1, got {validation!r}"
         )
+    if max_validation < 2:
+        raise ValueError(f"max_validation must be 2 prompts or more, got {max_validation!r}")
+    tokens = find_tokens(capture, recipe.token if tokens is None else tokens)
+    labels = find_labels(capture, tokens, recipe.labels if labels is None else labels)
+    shape = capture.resid_post.shape[:2]
+    unit = recipe.unit_rows == "all" or isinstance(learner, RecursiveFeatureMachine)
     prompts, layers = shape
     train = split(prompts, validation, max_validation)
     y = labels.double().mT
     _check_labels(y, train)
-    rows, norms = zip(*(_rows(capture, tokens, layer) for layer in range(layers)), strict=True)
+    rows, norms = zip(
+        *(_rows(capture, tokens, layer, unit) for layer in range(layers)), strict=True
+    )
     X = torch.stack(rows)
     directions, scores = [], []
-    with Progress(transient=True, disable=not progress) as bar:
+    with Bars(disable=not progress) as bar:
         task = bar.add_task("Fitting vectors", total=layers)
         for layer, found in enumerate(_directions(learner, X, y, train, seed)):
             with _naming(layer):
@@ -91,7 +118,7 @@ def fit_vectors(
 
 
 def _rows(
-    capture: Capture, tokens: TokenSelection, layer: int
+    capture: Capture, tokens: TokenSelection, layer: int, unit: bool
 ) -> tuple[Float[Tensor, "prompt d_model"], Float[Tensor, ""]]:
     states = capture.resid_post[:, layer, int(tokens.index[layer])].float()
     norms = states.norm(dim=-1)
@@ -103,7 +130,8 @@ def _rows(
                 "capture with the model in float32 or bfloat16"
             )
     # Over all candidates, so that relative coefficients mean the same whichever token is selected.
-    return states / norms[:, None], capture.resid_post[:, layer].float().norm(dim=-1).mean()
+    rows = states / norms[:, None] if unit else states
+    return rows, capture.resid_post[:, layer].float().norm(dim=-1).mean()
 
 
 def _check_labels(y: Float[Tensor, "layer prompt"], train: int) -> None:
@@ -144,22 +172,8 @@ def _directions(
         return
     for layer, of_block in enumerate(zip(*(part.numpy() for part in parts), strict=True)):
         with _naming(layer):
-            direction = _one_direction(learner, of_block, seed)
+            direction = direction_of(learner, of_block, seed)
         yield direction
-
-
-def _one_direction(
-    learner: Any | FitFunction, parts: tuple[np.ndarray, ...], seed: int
-) -> Direction:
-    if not hasattr(learner, "fit"):
-        return np.asarray(learner(*parts), dtype=np.float64)
-    estimator = clone(learner, safe=False)
-    parameters = estimator.get_params(deep=False) if hasattr(estimator, "get_params") else {}
-    if parameters.get("random_state", 0) is None:
-        estimator.set_params(random_state=seed)
-    X, y, X_val, y_val = parts
-    estimator.fit(X, y, X_val=X_val, y_val=y_val)
-    return np.asarray(estimator.direction_, dtype=np.float64)
 
 
 def _name(learner: Any | FitFunction) -> str:

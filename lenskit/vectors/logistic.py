@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
+from lenskit._arguments import positive_numbers
 from lenskit.vectors.learner import Direction, Labels, Learner, Rows
 
 
@@ -36,7 +37,7 @@ class Logistic(Learner):
         rows, weights = np.concatenate([X @ basis] * 2), np.concatenate([y, 1 - y])
         classes, counted = np.repeat([1, 0], len(y)), weights > 0
         best = np.inf
-        for C in self.Cs:
+        for C in positive_numbers("Cs", self.Cs):
             # A few Newton steps; the default solver stops far from the optimum at a large C.
             model = LogisticRegression(
                 C=C, fit_intercept=False, solver="newton-cholesky", tol=1e-6, max_iter=1000

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lenskit._arguments import positive_numbers
 from lenskit.vectors.learner import Direction, Labels, Learner, Rows, pearson
 
 
@@ -26,6 +27,7 @@ class Ridge(Learner):
         self.alphas = alphas
 
     def _direction(self, X: Rows, y: Labels, X_val: Rows, y_val: Labels) -> Direction:
+        alphas = positive_numbers("alphas", self.alphas)
         X = X.astype(np.float64) - X.mean(0, dtype=np.float64)
         y = y - y.mean()
         if len(X) < X.shape[1]:
@@ -34,9 +36,9 @@ class Ridge(Learner):
         else:
             values, basis = np.linalg.eigh(X.T @ X)
             target = basis.T @ (X.T @ y)
-        shrunk = target[:, None] / (values.clip(0)[:, None] + np.asarray(self.alphas))
+        shrunk = target[:, None] / (values.clip(0)[:, None] + np.asarray(alphas))
         projections = X_val @ basis @ shrunk
         scores = [abs(pearson(column, y_val)) for column in projections.T]
         best = int(np.nan_to_num(scores, nan=-1.0).argmax())
-        self.alpha_ = self.alphas[best]
+        self.alpha_ = alphas[best]
         return basis @ shrunk[:, best]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import stat
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -13,19 +17,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lenskit._display import Displayed, spread
+from lenskit.vectors.arithmetic import Arithmetic
+
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from lenskit.concepts import Concept
+    from lenskit.vectors.arithmetic import Terms
 
 FORMAT = "lenskit-concept-vectors"
-FORMAT_VERSION = "1"
+# Files of version 1 have no checksum, and are still read.
+FORMAT_VERSION = "2"
+LARGEST = 2**32
+UNIT = 1e-3
 TENSORS = ("directions", "validation", "resid_norm")
 TEXTS = ("model", "learner", "selection", "labels", "data_hash", "version")
 
 
-@dataclass(frozen=True)
-class ConceptVectors:
+@dataclass(frozen=True, repr=False)
+class ConceptVectors(Arithmetic, Displayed):
     """A direction for each block, float32 on the CPU, and its provenance.
 
     ``directions``: unit norm (or zero where a block has none), the sign such that the projection
@@ -34,6 +45,9 @@ class ConceptVectors:
     ``resid_post`` over prompts and candidate tokens, the unit of relative coefficients.
     ``model``: fingerprint of the model. ``data_hash``: SHA-256 of token ids, mask and labels.
     ``version``: of lenskit.
+
+    ``len(v)`` is the number of blocks and ``v[layer]`` a block's direction. ``2 * v``, ``-v``,
+    ``v / 2``, ``v + w`` and ``v - w`` are combinations that ``steer`` takes.
     """
 
     directions: Float[Tensor, "layer d_model"]
@@ -60,6 +74,23 @@ class ConceptVectors:
                     f"got shape {shape}"
                 )
 
+    def _headline(self) -> str:
+        return f"ConceptVectors of {self.concept.name!r}, {len(self)} blocks"
+
+    def _rows(self) -> dict[str, object]:
+        known = self.validation.nan_to_num(-1.0)
+        best = f"; best in block {int(known.argmax())}" if bool((known >= 0).any()) else ""
+        return super()._rows() | {
+            "validation": f"correlation {spread(self.validation.tolist())}{best}",
+            "resid_norm": spread(self.resid_norm.tolist()),
+            "data_hash": self.data_hash[:12],
+        }
+
+    @property
+    def terms(self) -> Terms:  # type: ignore[override]
+        """The vectors as a sum of one, with weight 1."""
+        return ((self, 1.0),)
+
     def check_model(self, model: TransformerBridge) -> None:
         """Raise ``ValueError`` unless the vectors were made with this model."""
         from lenskit.models import model_fingerprint, same_model
@@ -72,58 +103,120 @@ class ConceptVectors:
             )
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file: the tensors, and everything else in its metadata."""
+        """Write one safetensors file: the tensors, and everything else in its metadata.
+
+        A checksum of all that is among it. Raises ``ValueError`` for what ``load`` would refuse.
+        """
         tensors = {name: getattr(self, name).float().cpu().contiguous() for name in TENSORS}
+        _check_values(tensors)
         metadata = {name: getattr(self, name) for name in TEXTS}
         metadata |= {"format": FORMAT, "format_version": FORMAT_VERSION}
         metadata["concept"] = json.dumps(asdict(self.concept))
+        metadata["checksum"] = checksum(tensors, metadata)
         save_file(tensors, path, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | Path, model: TransformerBridge | None = None) -> ConceptVectors:
         """Read a file written by ``save``; nothing in it is executed.
 
-        Raises ``ValueError`` when it is no such file, is of another format version, has shapes
-        that do not fit each other or entries that are not finite, or when ``model`` is given and
-        is not the one that the vectors were made with.
+        Raises ``ValueError`` when it is no such file, is of another format version, is not as it
+        was written (by its checksum, which files before version 2 have not), has shapes that do
+        not fit each other, directions that are neither of unit norm nor zero, entries that are
+        not finite or norms that are negative, or when ``model`` is given and is not the one that
+        the vectors were made with.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file: {error}") from error
+        tensors, metadata = read_safetensors(path)
         if metadata.get("format") != FORMAT:
             raise ValueError(
                 f"{path} holds no concept vectors (its metadata names the format "
                 f"{metadata.get('format')!r}, not {FORMAT!r})"
             )
-        if metadata.get("format_version") != FORMAT_VERSION:
+        version = metadata.get("format_version")
+        if version not in ("1", FORMAT_VERSION):
             raise ValueError(
-                f"{path} has format version {metadata.get('format_version')!r}; this lenskit "
-                f"reads version {FORMAT_VERSION!r}"
+                f"{path} has format version {version!r}; this lenskit reads versions 1 and "
+                f"{FORMAT_VERSION}"
             )
+        if version != "1" and metadata.pop("checksum", None) != checksum(tensors, metadata):
+            raise ValueError(f"{path} is damaged: it is not what its checksum was made of")
         missing = [name for name in TENSORS if name not in tensors]
         missing += [name for name in (*TEXTS, "concept") if name not in metadata]
         if missing:
             raise ValueError(f"{path} lacks {', '.join(missing)}")
-        if not all(torch.isfinite(tensors[name]).all() for name in ("directions", "resid_norm")):
-            raise ValueError(f"{path} has directions or residual norms that are not finite")
         try:
-            vectors = cls(
-                **{name: tensors[name].float() for name in TENSORS},
-                **{name: metadata[name] for name in TEXTS},
-                concept=_concept(metadata["concept"]),
-            )
-        except (AttributeError, TypeError, ValueError) as error:
+            _check_values(tensors)
+            fields: dict[str, Any] = {name: tensors[name].float() for name in TENSORS}
+            fields |= {name: metadata[name] for name in TEXTS}
+            vectors = cls(**fields, concept=_concept(metadata["concept"]))
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
         if model is not None:
             vectors.check_model(model)
         return vectors
 
 
+def check_file(path: str | Path, most: int = LARGEST) -> None:
+    """Raise ValueError for what is no ordinary file (a FIFO would be read for ever) or too large.
+
+    Raises ``FileNotFoundError`` where nothing is there.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path} is not a regular file")
+    if found.st_size > most:
+        raise ValueError(f"{path} has {found.st_size:,} bytes, more than vectors ever need")
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; ValueError names it where it cannot be read."""
+    check_file(path)
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+
+
+def checksum(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
+    """SHA-256 of tensors, with their names, dtypes and shapes, and of texts, in any order."""
+    digest = hashlib.sha256(repr(sorted(texts.items())).encode("utf-8", "backslashreplace"))
+    for name, tensor in sorted(tensors.items()):
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_values(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError that names the blocks whose directions or norms cannot be meant."""
+    for name in TENSORS:
+        if not tensors[name].is_floating_point():
+            raise ValueError(f"{name} must be of floats, got {tensors[name].dtype}")
+    directions, norms = tensors["directions"].double(), tensors["resid_norm"]
+    sizes = directions.norm(dim=-1)
+    wrong = {
+        "directions that are not finite": ~directions.isfinite().all(dim=-1),
+        "directions that are neither of unit norm nor zero": (
+            ((sizes - 1).abs() > UNIT) & (sizes > 0)
+        ),
+        "residual norms that are negative or not finite": ~(norms.isfinite() & (norms >= 0)),
+        "validation that is no correlation": tensors["validation"].abs() > 1 + UNIT,
+    }
+    for what, bad in wrong.items():
+        if bool(bad.any()):
+            blocks = ", ".join(map(str, bad.nonzero().flatten().tolist()))
+            raise ValueError(f"{what}, at block(s) {blocks}")
+
+
 def _concept(text: str) -> Concept:
     from lenskit.concepts import Concept
 
     fields = json.loads(text)
+    texts = [fields[name] for name in ("prefix", "name")] + list(fields.get("questions", ()))
+    if fields.get("concept_class") is not None:
+        texts.append(fields["concept_class"])
+    if not isinstance(fields.get("questions", []), list) or not all(
+        isinstance(one, str) for one in texts
+    ):
+        raise ValueError("the concept's prefix, name, class and questions must be texts")
     return Concept(**(fields | {"questions": tuple(fields.get("questions", ()))}))

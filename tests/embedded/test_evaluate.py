@@ -117,7 +117,7 @@ def test_the_covariance_is_tested_on_few_prompts_where_it_is_at_its_ceiling():
     }
     for best, what, met in ((0.99, "covariance, 24 prompts", True), (0.9, "covariance", False)):
         scores = {"best": best, "held out": best, "n": 9}
-        names = ("hard, covariance", "soft, covariance", "balanced shuffle", "plain shuffle")
+        names = ("hard, covariance", "soft, covariance", "balanced shuffle", "shuffled labels")
         steering = {"scores": dict.fromkeys(names, scores), "differences": differences}
         found = {row.what: row for row in rows({"steering": steering, "few prompts": few})}
         assert found[f"soft over hard labels, {what}"].met is met
@@ -131,7 +131,7 @@ def test_the_commonest_selected_token_may_be_as_good_as_the_attention_guided_one
         f"gating over {of}, covariance": difference(0, 0) for of in ("true activity", "soft")
     }
     scores = {"best": 1.0, "held out": 1.0, "n": 9}
-    names = ("hard, covariance", "soft, covariance", "balanced shuffle", "plain shuffle")
+    names = ("hard, covariance", "soft, covariance", "balanced shuffle", "shuffled labels")
     found = {
         "steering": {"scores": dict.fromkeys(names, scores), "differences": differences},
         "gating": {"commonest token": -3, "AUROC": 1.0, "tenth percentile": 1.0, "n": 9}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, spearmanr
 from tiny import reference_model, tiny_folder
 
+from benchmarks.false_positives import rates
 from lenskit.concepts import Concept
 from lenskit.enrichment import Enrichment, enrich, permutation, rank_stability
 from lenskit.enrichment.permutation import (
@@ -20,7 +21,10 @@ from lenskit.enrichment.permutation import (
     key_sets,
     number_of_sets,
     permutation_p_values,
+    pooled,
     prefix_mass,
+    prefix_weights,
+    text_keys,
 )
 from lenskit.models import Tokens, load_model
 from lenskit.prompts import PromptSet, build_prompts
@@ -93,14 +97,47 @@ def p_values(prompts: PromptSet, pattern: torch.Tensor, **options) -> torch.Tens
     """The tested path from patterns to p-values for the prompts with a prefix."""
     rows = prompts.has_prefix.nonzero().flatten()
     mass = prefix_mass(pattern[rows], prompts.prefix_mask[rows])
-    read = prompts.pair[rows] if options.get("null") == "paired" else rows
-    return permutation_p_values(pattern[read], key_sets(prompts, rows, **options), mass)
+    read = pattern[rows]
+    if options.get("null") == "paired":
+        own, other = (text_keys(prompts, rows, paired=each) for each in (False, True))
+        weights = prefix_weights(read, prompts.prefix_mask[rows], prefix_size(prompts))
+        read = pooled(pattern[prompts.pair[rows]], other, prefix_mass(read, own), weights)
+    return permutation_p_values(read, key_sets(prompts, rows, **options), mass)
+
+
+def prefix_size(prompts: PromptSet) -> int:
+    return int(prompts.prefix_mask.sum(dim=1).max())
+
+
+def pooled_by_hand(prompts: PromptSet, pattern: torch.Tensor) -> torch.Tensor:
+    """Each prompt's attention; that without a prefix in units of its pair's, whose prefix follows.
+
+    One number after the other, for prompts whose prefix is not at the beginning.
+    """
+    places = prefix_size(prompts)
+    result = torch.nn.functional.pad(pattern.double(), (0, places))
+    width = pattern.shape[-1]
+    for row in prompts.has_prefix.nonzero().flatten().tolist():
+        prefix = prompts.prefix_mask[row].nonzero().flatten().tolist()
+        other = int(prompts.pair[row])
+        first, second = (width - int(prompts.tokens.lengths[each]) + 1 for each in (row, other))
+        for head in range(pattern.shape[1]):
+            for c in range(pattern.shape[2]):
+                weights, found = pattern[row, head, c].double(), result[other, head, c]
+                text = sum(float(weights[k]) for k in range(first, width) if k not in prefix)
+                own = sum(float(found[k]) for k in range(second, width))
+                for key in range(width):
+                    found[key] *= text / own
+                for place, key in enumerate(reversed(prefix), 1):
+                    found[-place] = weights[key]
+    return result
 
 
 def real_sets(prompts: PromptSet, rows: list[int], **options) -> list[list[list[tuple[int, ...]]]]:
     """Each prompt's and candidate's sets as columns of the padded prompts."""
     sets = key_sets(prompts, torch.tensor(rows), **options)
     width = prompts.tokens.input_ids.shape[1]
+    width += prefix_size(prompts) if options.get("null") == "paired" else 0
     columns = [
         [
             [tuple(width + key for key in keys if key != NO_KEY) for keys in of_candidate]
@@ -182,14 +219,15 @@ def test_windows_are_all_runs_of_keys_but_the_prefix_itself():
             assert float(result[row, 0, c]) == pytest.approx(expected)
 
 
-def test_the_paired_null_draws_from_the_keys_of_the_prompt_without_the_prefix():
+def test_the_paired_null_draws_from_the_prefix_and_the_keys_of_the_prompt_without_it():
     prompts = made_prompts([12, 13], size=3, candidates=2, paired=True)
     pattern = made_patterns(prompts)
 
-    def subsets_of_the_pair(row: int, c: int):
-        return row + 1, list(combinations(visible_keys(prompts, row + 1, c), 3))
+    def subsets(row: int, c: int):
+        keys = [*visible_keys(prompts, row + 1, c), 13, 14, 15]
+        return row + 1, [keys for keys in combinations(keys, 3) if keys != (13, 14, 15)]
 
-    expected = slow_p_values(prompts, pattern, subsets_of_the_pair)
+    expected = slow_p_values(prompts, pooled_by_hand(prompts, pattern), subsets)
     np.testing.assert_allclose(p_values(prompts, pattern, null="paired"), expected, rtol=1e-6)
 
 
@@ -197,7 +235,8 @@ def test_paired_draws_give_the_same_p_values_as_a_plain_loop_over_them():
     prompts = made_prompts([25, 22], size=4, candidates=2, paired=True)
     pattern = made_patterns(prompts)
     drawn = dict(zip([0, 2], real_sets(prompts, [0, 2], null="paired", draws=99), strict=True))
-    expected = slow_p_values(prompts, pattern, lambda row, c: (row + 1, drawn[row][c]))
+    weights = pooled_by_hand(prompts, pattern)
+    expected = slow_p_values(prompts, weights, lambda row, c: (row + 1, drawn[row][c]))
     result = p_values(prompts, pattern, null="paired", draws=99)
     np.testing.assert_allclose(result, expected, rtol=1e-6)
 
@@ -220,14 +259,15 @@ def test_every_set_is_made_of_different_keys_that_the_candidate_sees_and_never_o
         lengths, size=size, start=start, candidates=candidates, padding=2, paired=paired
     )
     rows = prompts.has_prefix.nonzero().flatten()
-    if paired and min(lengths) - size - candidates < size:
-        return
     options = {"null": null, "draws": 30}
     sets = real_sets(prompts, rows.tolist(), seed=seed, **options)
     number = number_of_sets(prompts, rows, **options)
     for i, row in enumerate(rows.tolist()):
         for c in range(candidates):
             keys = set(visible_keys(prompts, row + paired, c))
+            if paired:
+                width = prompts.tokens.input_ids.shape[1]
+                keys |= set(range(width, width + size))
             assert len(sets[i][c]) == number[i, c]
             for drawn in sets[i][c]:
                 assert len(drawn) == len(set(drawn)) == size
@@ -262,15 +302,26 @@ def test_p_values_are_uniform_where_the_prefix_is_like_any_other_keys():
     assert_uniform(p_values(prompts, pattern, draws=99))
 
 
-def test_paired_p_values_are_uniform_where_the_prefix_is_like_keys_of_the_other_prompt():
-    prompts = made_prompts([26] * 500, size=4, candidates=1, paired=True)
+def test_paired_p_values_are_uniform_whatever_the_first_token_takes_from_either_prompt():
+    prompts = made_prompts([26] * 500, size=11, candidates=1, paired=True)
     generator = torch.Generator().manual_seed(1)
-    pattern = torch.rand(1000, 1, 1, 26, generator=generator)
-    for row in range(0, 1000, 2):
-        keys = torch.tensor(visible_keys(prompts, row + 1, 0))
-        chosen = keys[torch.randperm(len(keys), generator=generator)[:4]]
-        pattern[row, 0, 0, prompts.prefix_mask[row]] = pattern[row + 1, 0, 0, chosen]
+    scores = torch.randn(500, 26, generator=generator)
+    pattern = torch.zeros(1000, 1, 1, 26)
+    without = scores[~prompts.prefix_mask[0].expand(500, -1)].view(500, 15)
+    for first, of_scores, rows in (
+        (0, scores, slice(0, None, 2)),
+        (11, without, slice(1, None, 2)),
+    ):
+        of_scores = of_scores.clone()
+        of_scores[:, 0] = 3 + torch.randn(500, generator=generator)
+        pattern[rows, 0, 0, first:] = of_scores.softmax(dim=-1)
     assert_uniform(p_values(prompts, pattern, null="paired", draws=99))
+
+
+def test_without_a_signal_hits_are_as_rare_as_the_docstring_says():
+    for spread in (1.0, 2.0):
+        found = rates("exchangeable, other first token in the pair", spread, 200, 30, 11, draws=199)
+        assert max(found["keys"], found["paired"]) <= 0.03 and found["windows"] <= 0.07
 
 
 def test_equal_attention_everywhere_is_not_significant():
@@ -428,7 +479,9 @@ def test_the_scores_are_those_of_hugging_faces_own_attention(folder, model, pair
             [
                 slow_p_values(
                     pairs,
-                    attention[:, :, -5:],
+                    pooled_by_hand(pairs, attention[:, :, -5:])
+                    if null == "paired"
+                    else attention[:, :, -5:],
                     lambda row, c: (row + (null == "paired"), sets[row][c]),  # noqa: B023
                 )
                 for attention in attentions
@@ -484,11 +537,11 @@ def test_what_cannot_be_tested_is_refused_with_a_way_out(model, pairs):
     split = build_prompts(model, CONCEPT, number=4, statements=SHORT)
     for prompts, tokens, options, message in [
         (pairs, chosen, {"null": "words"}, "null must be one of keys, windows, paired"),
-        (pairs, chosen, {"draws": 0}, "draws must be at least 1"),
+        (pairs, chosen, {"draws": 0}, "draws must be 1 or more"),
         (pairs, chosen, {"draws": 99}, r"alpha=0.01 cannot be reached.* p >= 0.01\b.*more draws"),
         (pairs, chosen, {"alpha": 1.5}, "alpha must be between 0 and 1"),
         (pairs, chosen, {"null": "windows", "alpha": 0.005}, "alpha=0.005 cannot be reached"),
-        (pairs, selection(pairs, [4, 4]), {}, "the model has 3 blocks"),
+        (pairs, selection(pairs, [4, 4]), {}, "there are 3 blocks"),
         (pairs, TokenSelection(torch.zeros(3, dtype=torch.long), ("a",), ""), {}, "selects among"),
         (negatives, chosen, {}, "no prompt has a prefix"),
         (split, chosen, {"null": "paired"}, "layout='paired'"),
@@ -497,10 +550,22 @@ def test_what_cannot_be_tested_is_refused_with_a_way_out(model, pairs):
             enrich(model, prompts, tokens, progress=False, **options)
 
 
-def test_a_prefix_longer_than_the_paired_prompt_is_refused():
+def test_a_prefix_may_be_longer_than_the_paired_prompt():
     prompts = made_prompts([20], size=12, paired=True)
-    with pytest.raises(ValueError, match="has 12 tokens, and its paired prompt only 6 keys"):
-        key_sets(prompts, torch.tensor([0]), null="paired")
+    assert real_sets(prompts, [0], null="paired", draws=50)[0][0][0] != tuple(range(20, 32))
+    number = number_of_sets(prompts, torch.tensor([0]), null="paired", draws=10**6)
+    assert number.tolist() == [[comb(18, 12) - 1, comb(19, 12) - 1]]
+
+
+def test_text_without_any_attention_leaves_all_of_it_to_the_prefix():
+    prompts = made_prompts([20], size=3, candidates=1, paired=True)
+    for text in (0.0, 0.1):
+        pattern = torch.zeros(2, 1, 1, 20)
+        pattern[0, ..., 3:6], pattern[0, ..., 8] = 0.2, text
+        p = p_values(prompts, pattern, null="paired", draws=999)
+        assert float(p) < 0.02
+    pattern = torch.zeros(2, 1, 1, 20)
+    assert float(p_values(prompts, pattern, null="paired")) == 1
 
 
 def test_a_prefix_with_a_gap_has_no_windows():
@@ -573,7 +638,7 @@ def test_other_tokens_and_levels_score_the_same_tests():
 @pytest.mark.parametrize("k", [0, -1, 4])
 def test_a_number_of_blocks_that_is_not_there_is_refused(k):
     for choose in (made_enrichment([1, 2, 3]).top, made_enrichment([1, 2, 3]).random):
-        with pytest.raises(ValueError, match=f"from 1 to 3 blocks, got {k}"):
+        with pytest.raises(ValueError, match=f"from 1 to 3, got {k}"):
             choose(k)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from lenskit.concepts import Concept
@@ -134,7 +137,7 @@ def test_the_arrays_are_copies():
 
 @pytest.mark.parametrize("blocks", [[], [-1], [99]])
 def test_blocks_that_the_vectors_have_not_are_refused(blocks):
-    with pytest.raises(ValueError, match="blocks must be some of 0 to"):
+    with pytest.raises(ValueError, match="blocks (is empty|must be different)"):
         to_layers(drawn(), blocks=blocks)
 
 
@@ -350,3 +353,79 @@ def test_what_entered_can_be_saved_and_loaded(tmp_path):
     loaded = ConceptVectors.load(tmp_path / "v.safetensors", shared_model())
     assert torch.equal(loaded.directions, read.directions)
     assert (loaded.concept, loaded.learner) == (SPIDERS, "imported")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A file of each form, and what reads it."""
+    folder = tmp_path_factory.mktemp("files")
+    write_gguf(drawn(), folder / "v.gguf")
+    write_layers(drawn(), folder / "v.safetensors", "repeng")
+    return {read_gguf: folder / "v.gguf", read_layers: folder / "v.safetensors"}
+
+
+@pytest.mark.parametrize("read", [read_gguf, read_layers])
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_damaged_file_is_refused_by_its_name_or_read_as_it_was(files, read, data):
+    content = bytearray(files[read].read_bytes())
+    if data.draw(st.booleans()):
+        bit = data.draw(st.integers(0, 8 * len(content) - 1))
+        content[bit // 8] ^= 1 << bit % 8
+    else:
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    path = files[read].with_name("damaged")
+    path.write_bytes(content)
+    try:
+        found = read(path, shared_model())
+    except ValueError as error:
+        assert str(path) in str(error)
+    else:
+        # A bit of the notes, or one that makes another number of a layer, is not the vectors'.
+        expected = drawn().directions[1:]
+        rows = found.directions[found.directions.any(dim=1)]
+        torch.testing.assert_close(rows, expected)
+
+
+@pytest.mark.parametrize(
+    "names", [("directions.1", "directions.01"), ("directions.1", "layer_activations.1")]
+)
+def test_a_block_that_a_file_names_twice_is_refused(tmp_path, names):
+    path = tmp_path / "v.safetensors"
+    save_file({name: array(seed) for seed, name in enumerate(names)}, path)
+    with pytest.raises(ValueError, match="v.safetensors holds more than one vector for layer 1"):
+        read_layers(path, shared_model())
+
+
+def test_a_gguf_file_that_names_a_block_twice_is_refused(tmp_path):
+    path = written(tmp_path / "v.gguf", {"direction.1": array(), "direction.01": array(1)})
+    with pytest.raises(ValueError, match="v.gguf holds more than one vector for layer 1"):
+        read_gguf(path, shared_model())
+
+
+@pytest.mark.parametrize("number", ["١", "-1", "1e3", "", "9999999999999999999"])
+def test_a_layer_that_is_no_number_is_refused(tmp_path, number):
+    path = tmp_path / "v.safetensors"
+    save_file({f"directions.{number}": array()}, path)
+    with pytest.raises(ValueError, match="v.safetensors"):
+        read_layers(path, shared_model())
+
+
+@pytest.mark.parametrize("read", [read_gguf, read_layers])
+def test_what_is_no_file_of_that_form_is_refused(tmp_path, read):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, tmp_path / "fifo"):
+        with pytest.raises(ValueError, match="is not a regular file"):
+            read(path, shared_model())
+    for content in (b"", b"GGUF", "größer".encode("latin-1"), b"{" * 10_000, b"\0" * 100):
+        (tmp_path / "text").write_bytes(content)
+        with pytest.raises(ValueError, match=f"{tmp_path / 'text'} is no"):
+            read(tmp_path / "text", shared_model())
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "absent", shared_model())
+
+
+def test_vectors_of_whole_numbers_or_too_large_for_float32_do_not_enter():
+    for vector in (np.ones(32, dtype=int), np.full(32, 1e39), np.full(32, 1e-60)):
+        with pytest.raises(ValueError, match="layer 1 has a vector"):
+            from_layers({1: vector}, shared_model())

@@ -71,13 +71,14 @@ def _statements(number: int) -> list[str]:
 
 def small_study() -> Study:
     random = np.random.default_rng(0)
+    rfm = {"labels": "soft", "learner": "rfm"}
     kinds = [
-        Variant(),
+        Variant(**rfm),
         Variant(token="-1", labels="hard", learner="mean difference"),
-        Variant(blocks="top2"),
-        Variant(blocks="bottom2"),
-        Variant(blocks="top4"),
-        Variant(control="unsteered"),
+        Variant(**rfm, blocks="top2"),
+        Variant(**rfm, blocks="bottom2"),
+        Variant(**rfm, blocks="top4"),
+        Variant(**rfm, control="unsteered"),
     ]
     reasons = ("on concept", "neutral", "off concept", "ill formed", "unfinished", "repeating")
     rows = []
@@ -144,9 +145,10 @@ def test_token_shares_add_up_to_a_hundred_in_every_block(spiders):
     selections = {"a": [select_tokens(spiders), fixed_token(spiders)], "b": [fixed_token(spiders)]}
     figure = rendered(figures.selected_token_shares(selections))
     for axes in figure.axes:
+        assert axes.patches
         heights = np.array([bar.get_height() for bar in axes.patches]).reshape(-1, BLOCKS)
         assert np.allclose(heights.sum(0), 100)
-    assert "a (2 concepts)" in words(figure)
+    assert "a (n = 2 concepts)" in words(figure)
 
 
 def test_selections_among_different_candidates_are_refused(spiders):
@@ -231,14 +233,22 @@ def test_each_class_has_a_mark_for_each_series_and_score(study):
     figure = rendered(figures.steerability_by_class(table))
     shown = sorted(float(x) for box in figure.axes[0].containers for x in box.lines[0].get_xdata())
     assert np.allclose(shown, sorted(100 * np.concatenate([table["best"], table["held_out"]])))
-    assert {text.get_text() for text in figure.axes[0].get_yticklabels()} == {"fears", "moods"}
+    ticks = {text.get_text() for text in figure.axes[0].get_yticklabels()}
+    number = table["concepts"].max()
+    assert ticks == {f"fears\nn = {number}", f"moods\nn = {number}"}
+    places = [y for box in figure.axes[0].containers for y in box.lines[0].get_ydata()]
+    assert len(set(np.round(places, 6))) == len(places)  # no two error bars coincide
 
 
 def test_reasons_are_stacked_to_a_hundred_percent(study):
     steered = study.answers[study.answers["control"] == ""]
     figure = rendered(figures.over_steering(steered))
-    top = max(band.get_paths()[0].vertices[:, 1].max() for band in figure.axes[0].collections)
-    assert top == pytest.approx(100)
+    bars = figure.axes[0].patches
+    tops = {}
+    for bar in bars:
+        tops[bar.get_x()] = max(tops.get(bar.get_x(), 0), bar.get_y() + bar.get_height())
+    assert len(tops) == 3 and list(tops.values()) == pytest.approx([100] * 3)
+    assert "n = 100 answers at each" in words(figure)
     assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "on concept"
 
 
@@ -247,7 +257,9 @@ def test_steered_blocks_are_compared_by_their_number(study):
     figure = rendered(figures.blocks_compared(table, title="blocks"))
     top = figure.axes[1].containers[0].lines[0]
     means = table.set_index("blocks")["held_out"]
-    assert top.get_xdata().tolist() == [2, 4]
+    assert np.round(top.get_xdata()).tolist() == [0, 1] and not top.get_linestyle().strip("None")
+    beside = [box.lines[0].get_xdata()[0] for box in figure.axes[1].containers]
+    assert len(set(beside)) == len(beside)
     assert np.allclose(top.get_ydata(), 100 * means[["top2", "top4"]])
     assert "least enriched" in words(figure) and "all blocks" in words(figure)
 
@@ -279,7 +291,51 @@ def test_figures_are_drawn_and_saved_without_pyplot(tmp_path):
     assert done.returncode == 0 and (tmp_path / "a.png").stat().st_size > 1000
 
 
-def test_levels_that_differ_are_named_beside_their_lines():
+def test_all_nulls_are_read_at_one_level_with_its_line_of_chance():
     given = {"keys": enrichment([0.1, 0.3]), "windows": enrichment([0.2, 0.1], alpha=0.05)}
-    shown = words(rendered(figures.enrichment_by_block(given)))
-    assert "keys (p < 0.01)" in shown and "windows (p < 0.05)" in shown
+    figure = rendered(figures.enrichment_by_block(given))
+    assert "p < 0.05" in words(figure) and "p < 0.01" not in words(figure)
+    assert figure.axes[0].lines[-1].get_ydata()[0] == pytest.approx(5)
+    assert "chance" in words(figure)
+    assert "p < 0.2" in words(figures.enrichment_by_block(given, alpha=0.2))
+
+
+def test_every_figure_of_one_panel_draws_on_axes_of_ones_own(spiders, study):
+    tokens = select_tokens(spiders)
+    labels = soft_labels(spiders, tokens)
+    draw = {
+        "attention": lambda ax: figures.attention_map(spiders, tokens, ax=ax),
+        "tokens": lambda ax: figures.selected_token_map({"a": tokens}, ax=ax),
+        "labels": lambda ax: figures.soft_label_curves(spiders, labels, ax=ax),
+        "enrichment": lambda ax: figures.enrichment_by_block({"a": enrichment([0.1])}, ax=ax),
+        "bars": lambda ax: figures.steerability_bars(study.compare(["token"]), ax=ax),
+        "classes": lambda ax: figures.steerability_by_class(
+            study.compare(["concept_class", "token"]), ax=ax
+        ),
+        "reasons": lambda ax: figures.over_steering(study.answers, ax=ax),
+    }
+    figure = Figure(figsize=(30, 14), layout="constrained")
+    for ax, one in zip(figure.subplots(2, 4).flat, draw.values(), strict=False):
+        assert one(ax) is figure
+        assert ax.has_data()
+    rendered(figure)
+
+
+def test_every_figure_has_an_alternative_text(spiders, study):
+    tokens = select_tokens(spiders)
+    made = [
+        figures.attention_map(spiders, tokens),
+        figures.selected_token_map({"a": tokens}),
+        figures.selected_token_shares({"a": [tokens]}),
+        figures.soft_label_curves(spiders, soft_labels(spiders, tokens)),
+        figures.activation_pca(spiders, tokens, soft_labels(spiders, tokens), block=1),
+        figures.enrichment_by_block({"a": enrichment([0.1, 0.2])}),
+        figures.steerability_bars(study.compare()),
+        figures.steerability_by_class(study.compare(["concept_class", "token"])),
+        figures.over_steering(study.answers),
+        figures.blocks_compared(study.compare(["blocks"])),
+    ]
+    for figure in made:
+        shown, metadata = figure._repr_mimebundle_()
+        assert len(metadata["image/png"]["alt"]) > 20 and shown["image/png"]
+        assert "n = " in words(figure) or "over 12 prompts" in words(figure)

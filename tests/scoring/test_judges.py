@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +26,25 @@ from tests.tiny import reference_model, shared_folder, shared_model
 KEY = "sk-secret-0123456789"
 SPIDERS = Concept("Personify someone who is terrified of spiders.", "spiders", "fears")
 QUESTION = "What frightens you?"
+
+
+@dataclass
+class Drip:
+    """A response that goes on for ever, some bytes at a time; ``ended`` once nobody listens."""
+
+    head: bytes
+    again: bytes = b" "
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def send(self, out) -> None:
+        try:
+            out.write(self.head)
+            while True:
+                out.write(self.again)
+                out.flush()
+                time.sleep(0.01)
+        except OSError:
+            self.ended.set()
 
 
 class Stub:
@@ -49,8 +69,12 @@ class Stub:
                 if isinstance(step, str):
                     step = (200, {}, {"choices": [{"message": {"content": step}}]})
                 status, headers, content = step
-                data = content if isinstance(content, bytes) else json.dumps(content).encode()
+                drips = isinstance(content, bytes | Drip)
+                data = content if drips else json.dumps(content).encode()
                 try:
+                    if isinstance(content, Drip):
+                        content.send(self.wfile)
+                        return
                     self.send_response(status)
                     for name, value in headers.items():
                         self.send_header(name, value)
@@ -162,6 +186,65 @@ def test_without_retry_after_the_wait_doubles(stub, waits):
     assert waits == [0.5, 1.0, 2.0]
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["-5", "nan", "-inf", "", "later", "\xff", "Wed, 99 Foo 9999999 99:99:99 GMT", "1e-999x"],
+)
+def test_a_retry_after_that_says_nothing_leaves_the_wait_to_backoff(stub, waits, said):
+    stub.plan = [failing(429, Retry_After=said), "1"]
+    assert endpoint_judge("m", base_url=stub.url, backoff=0.5)(SPIDERS, QUESTION, "Webs.").score
+    assert waits == [0.5]
+
+
+def test_a_retry_after_in_the_past_leaves_the_wait_to_backoff(stub, waits):
+    stub.plan = [failing(503, Retry_After=formatdate(time.time() - 50, usegmt=True)), "1"]
+    assert endpoint_judge("m", base_url=stub.url)(SPIDERS, QUESTION, "Webs.").score
+    assert waits == [1.0]
+
+
+@pytest.mark.parametrize("said", ["1e999", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_a_huge_retry_after_gives_up_at_once(stub, waits, said):
+    stub.plan = [failing(429, Retry_After=said)]
+    with pytest.raises(EndpointError, match="later than longest_wait=120"):
+        endpoint_judge("m", base_url=stub.url)(SPIDERS, QUESTION, "Webs.")
+    assert waits == []
+
+
+OK = b"HTTP/1.0 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    "drip",
+    [
+        Drip(OK + b"\r\n{"),
+        Drip(OK + b"X-A: "),
+        Drip(OK, b"X-A: a\r\n"),
+        Drip(b"HTTP/1.1 429 x\r\n\r\n"),
+    ],
+    ids=["body", "one header", "many headers", "error"],
+)
+def test_a_server_that_drips_is_left_at_the_deadline(stub, waits, drip):
+    stub.plan = [(200, {}, drip)]
+    judge = endpoint_judge("m", base_url=stub.url, timeout=0.3, retries=0)
+    with pytest.raises(EndpointError, match="gave no answer"):
+        judge(SPIDERS, QUESTION, "Webs.")
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_no_more_of_a_body_is_read_than_a_verdict_can_be(stub, status):
+    line = f"HTTP/1.0 {status} x\r\n\r\n".encode()
+    stub.plan = [(200, {}, endless := Drip(line, b"x" * 100_000))]
+    with pytest.raises(EndpointError, match="answered with more than 1,048,576|answered 400: xxx"):
+        endpoint_judge("m", base_url=stub.url, timeout=30.0)(SPIDERS, QUESTION, "Webs.")
+    assert endless.ended.wait(10)
+
+
+def test_a_body_that_is_cut_is_asked_for_again(stub, waits):
+    stub.plan = [(200, {"Content-Length": "999"}, b'{"choices"'), "1"]
+    assert endpoint_judge("m", base_url=stub.url)(SPIDERS, QUESTION, "Webs.").score == 1
+    assert len(waits) == 1
+
+
 def test_it_gives_up_after_its_retries(stub, waits):
     stub.plan = [failing(500)] * 3
     judge = endpoint_judge("m", base_url=stub.url, retries=2)
@@ -226,7 +309,15 @@ def test_only_a_single_zero_or_one_is_a_verdict(stub, tmp_path, reply):
 
 
 @pytest.mark.parametrize(
-    "body", [b"<html>", b"{}", b"[]", b'{"choices": [{"message": {"content": null}}]}', b"\xff"]
+    "body",
+    [
+        b"<html>",
+        b"{}",
+        b"[]",
+        b'{"choices": [{"message": {"content": null}}]}',
+        b"\xff",
+        b"[" * 100_000,
+    ],
 )
 def test_a_body_that_is_no_completion_is_an_error(stub, body):
     stub.plan = [(200, {}, body)]
@@ -264,11 +355,43 @@ def test_a_damaged_cache_file_is_asked_for_again(stub, tmp_path):
     judge = endpoint_judge("m", base_url=stub.url, cache=tmp_path)
     judge(SPIDERS, QUESTION, "Webs.")
     (file,) = tmp_path.iterdir()
-    for damage in ("", "[1]", '{"reply": "maybe"}'):
+    for damage in ("", "[1]", '{"reply": "maybe"}', "[" * 100_000):
         file.write_text(damage)
         assert judge(SPIDERS, QUESTION, "Webs.").score == 1
-    assert judge.requests == 4 and json.loads(file.read_text())["reply"] == "1"
+    assert judge.requests == 5 and json.loads(file.read_text())["reply"] == "1"
     assert [f.suffix for f in tmp_path.iterdir()] == [".json"]
+
+
+def test_half_a_surrogate_pair_costs_no_paid_answer(stub, tmp_path):
+    judge = endpoint_judge("m", base_url=stub.url, cache=tmp_path)
+    for _ in range(2):
+        assert judge(SPIDERS, QUESTION, "Webs \ud83d and \U0001f577").score == 1
+    assert judge.requests == 1 and len(list(tmp_path.glob("*.json"))) == 1
+    sent = json.loads(stub.seen[0][2]["messages"][1]["content"])
+    assert sent["answer"] == "Webs \ufffd and \U0001f577"
+    stub.plan = ["\ud83d"]
+    with pytest.raises(EndpointError, match=r"replied .*ud83d"):
+        judge(SPIDERS, QUESTION, "Legs.")
+
+
+@pytest.mark.parametrize("name", ["model", "messages", "stream"])
+def test_options_cannot_replace_what_is_asked(name):
+    with pytest.raises(ValueError, match=f"options must not hold {name}"):
+        endpoint_judge("m", options={"temperature": 0, name: None})
+
+
+def test_what_identifies_a_judge_is_what_decides_its_verdicts(monkeypatch, tmp_path):
+    def known(**changes):
+        return endpoint_judge("m", **changes).identity
+
+    monkeypatch.setenv("LENSKIT_JUDGE_KEY", KEY)
+    assert known() == known(max_requests=3, cache=tmp_path, timeout=1.0, retries=9)
+    for change in ({"rubric": "Say 0."}, {"options": {"temperature": 1}}, {"base_url": "http://h"}):
+        assert known() != known(**change)
+    assert known() != endpoint_judge("other").identity and KEY not in json.dumps(known())
+    local = likelihood_judge(shared_model())
+    assert local.identity == likelihood_judge(shared_model(), batch_size=1).identity
+    assert local.identity != likelihood_judge(shared_model(), threshold=2.0).identity
 
 
 def test_the_budget_counts_every_attempt(stub, waits):

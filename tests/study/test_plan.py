@@ -17,7 +17,7 @@ from lenskit.generation import generate
 from lenskit.models import load_model
 from lenskit.prompts import build_prompts
 from lenskit.study import plan as planning
-from lenskit.study.plan import plan, plan_table, prompts_of_length
+from lenskit.study.plan import failure_table, plan, plan_table, prompts_of_length
 
 SMALL = dict(prompts=12, rows=7, max_new_tokens=4)
 
@@ -111,7 +111,10 @@ def test_prompts_can_be_given_a_length(embedded):
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"number_of_concepts": 0}, "number_of_concepts=0"),
         ({"prompts": 3}, "prompts must be at least 4"),
+        ({"prompts": -400}, "prompts must be at least 4"),
+        ({"rows": -1}, "got rows=-1"),
         ({"tokens_per_prompt": 5}, "more than the 5 closing tokens"),
+        ({"tokens_per_prompt": 10**9}, "at most 512, what this model has positions for"),
     ],
 )
 def test_numbers_that_make_no_plan_are_refused(embedded, numbers, message):
@@ -153,3 +156,70 @@ def test_the_command_prints_the_table_and_mistakes_in_a_line():
     wrong = CliRunner().invoke(app, [*words, "--prompts", "1"])
     assert wrong.exit_code == 1
     assert wrong.output.startswith("Error: prompts must be at least 4")
+
+
+def test_a_plan_for_any_number_of_prompts_measures_few(monkeypatch):
+    fitted = []
+
+    def fit(capture, tokens, labels, **options):
+        fitted.append(len(labels))
+
+    def clock(run, device):
+        run()
+        return 1.0
+
+    monkeypatch.setattr(planning, "fit_vectors", fit)
+    monkeypatch.setattr(planning, "seconds_of", clock)
+    model = tiny.shared_model()
+    some = plan(model, prompts=10**9, rows=10**9, max_new_tokens=2)
+    few = plan(model, prompts=10**6, rows=7, max_new_tokens=2)
+    assert set(fitted) == {400, 200}
+    assert some.captured == 1000 * few.captured
+    assert some.fit_seconds == pytest.approx(1000 * few.fit_seconds)
+    assert some.generation_seconds == pytest.approx(10**9 / 7 * few.generation_seconds)
+
+
+def folder_with(path, template):
+    return tiny.tiny_folder(path, tokenizer=tiny.tiny_tokenizer(template=template))
+
+
+FAILS = {
+    "no closing tokens": (
+        "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}",
+        {"prompts"},
+    ),
+    "refuses": ("{{ raise_exception('not today') }}", {"prompts", "cache", "generation"}),
+}
+
+
+@pytest.mark.parametrize("name", FAILS)
+def test_what_cannot_be_measured_is_said_beside_what_can(name):
+    template, parts = FAILS[name]
+    model = load_model(
+        tiny.shared_folder(), device="cpu", check=False, tokenizer=tiny.tiny_tokenizer()
+    )
+    model.tokenizer.chat_template = template
+    estimate = plan(model, 3, **SMALL)
+    assert {part for part, _ in estimate.failures} == parts
+    assert estimate.weights > 0
+    assert estimate.captured is estimate.memory is estimate.seconds is None
+    assert (estimate.generation_seconds is None) == ("generation" in parts)
+    console = Console(width=120, file=StringIO())
+    console.print(plan_table(estimate), failure_table(estimate))
+    assert "–" in console.file.getvalue() and "because" in console.file.getvalue()
+
+
+def test_the_command_says_what_does_not_hold_and_ends_with_1(tmp_path):
+    folder = folder_with(tmp_path, FAILS["no closing tokens"][0])
+    small = ["--prompts", "8", "--answers", "2", "--max-new-tokens", "2"]
+    done = CliRunner().invoke(app, ["plan", str(folder), "--device", "cpu", *small])
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+    assert "does not hold" in done.output and "candidate" in done.output
+    assert "weights" in done.output
+
+
+def test_a_model_without_attention_has_a_plan_of_what_it_can_do(tmp_path):
+    folder = tiny.tiny_folder(tmp_path, "mamba")
+    done = CliRunner().invoke(app, ["plan", str(folder), "--device", "cpu", "--prompts", "8"])
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+    assert "capture" in done.output

@@ -19,9 +19,9 @@ from lenskit.prompts import build_prompts
 from lenskit.scoring import Verdict, phrase_judge, steerability
 from lenskit.selector import fixed_token, select_tokens
 from lenskit.steering import steer
-from lenskit.study import Study, Variant, run_study, study_concept, variants
-from lenskit.study.bench import _shuffled
-from lenskit.study.study import CONTROLS, KEYS
+from lenskit.study import CONTROLS, Study, Variant, run_study, study_concept, variants
+from lenskit.study.bench import _balanced, _shuffled
+from lenskit.study.study import KEYS
 from lenskit.vectors import MeanDifference, SoftCovariance, fit_vectors
 
 SPIDERS, CHEERFUL = concepts["fears"]["spiders"], concepts["moods"]["cheerful"]
@@ -330,7 +330,7 @@ def test_variants_are_all_combinations_and_the_controls_of_the_first():
     assert {(v.token, v.labels) for v in found[:4]} == set(
         product(("attention", "-1"), ("soft", "hard"))
     )
-    assert found[4] == Variant("attention", "soft", "rfm", "all", "unsteered")
+    assert found[4] == Variant("attention", "soft", "covariance", "all", "unsteered")
     assert [v.control for v in variants()] == ["", *CONTROLS]
     with pytest.raises(ValueError, match="at least one choice"):
         variants(learners=())
@@ -342,3 +342,17 @@ def test_shuffled_labels_of_few_prompts_still_vary_in_both_parts():
         drawn = _shuffled(labels, torch.Generator().manual_seed(seed))
         assert drawn[:8].unique().tolist() == drawn[8:].unique().tolist() == [0, 1]
         assert torch.equal(drawn.sort(dim=0).values, labels.sort(dim=0).values)
+
+
+def test_balanced_labels_are_as_high_with_the_prefix_as_without():
+    prefixed = torch.arange(24) % 2 == 0
+    for labels in (prefixed.float()[:, None].expand(-1, 3), torch.rand(24, 3) * prefixed[:, None]):
+        drawn = _balanced(labels, prefixed, torch.Generator().manual_seed(0))
+        torch.testing.assert_close(drawn.sort(0).values, labels.sort(0).values)
+        difference = drawn[prefixed].sum(0) - drawn[~prefixed].sum(0)
+        # What is dealt in pairs of neighbours differs by no more than the highest label.
+        assert bool((difference.abs() <= labels.amax(0)).all())
+        if bool(((labels == 0) | (labels == 1)).all()):
+            assert bool((difference == 0).all())
+        same = _balanced(labels, prefixed, torch.Generator().manual_seed(0))
+        torch.testing.assert_close(drawn, same)

@@ -267,7 +267,7 @@ def test_wrong_arguments_are_refused():
         fit_blocks(X[None], y, dtype="float16")
     with pytest.raises(ValueError, match="n >= 4"):
         fit_blocks(X[None, :3], y[:3])
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size must be 1 or more"):
         fit_blocks(X[None], y, batch_size=-1)
 
 

@@ -5,53 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import astuple, replace
 from typing import Any
-from zlib import crc32
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from lenskit.capture import Capture
 from lenskit.embedded.evaluation.subject import Subject
-from lenskit.labels import hard_labels
-from lenskit.selector import TokenSelection
-from lenskit.study import LABELS, Study, Variant, paired_differences, run_study
+from lenskit.study import Study, Variant, paired_differences, run_study
 
 SOFT = Variant("attention", "soft", "covariance")
 KINDS = ("hard", "soft", "gating", "true activity")
+SHUFFLED = ("balanced shuffle", "shuffled labels")
 FIXED = ("-1", "-2", "-3", "-4", "-5")
 BLOCKS = ("top4", "random4", "bottom4")
 
 
-def _seed(capture: Capture) -> int:
-    """A concept's own seed, so that concepts do not share their draws."""
-    return crc32(capture.prompts.concept.prefix.encode())
-
-
-def balanced_shuffle(capture: Capture, tokens: TokenSelection) -> Float[Tensor, "prompt layer"]:
-    """Labels of 0 and 1 without any information: half of the prompts with the prefix get a 1, and
-    half of those without."""
-    generator = torch.Generator().manual_seed(_seed(capture))
-    label = torch.zeros(len(capture))
-    for group in (capture.prompts.has_prefix, ~capture.prompts.has_prefix):
-        rows = group.nonzero().flatten()
-        rows = rows[torch.randperm(len(rows), generator=generator)]
-        label[rows[: len(rows) // 2]] = 1
-    return label[:, None].expand(-1, capture.layers).clone()
-
-
-def plain_shuffle(capture: Capture, tokens: TokenSelection) -> Float[Tensor, "prompt layer"]:
-    """Hard labels in another order: by chance more of the 1s fall on either kind of prompt."""
-    generator = torch.Generator().manual_seed(_seed(capture))
-    return hard_labels(capture)[torch.randperm(len(capture), generator=generator)]
-
-
-SHUFFLED = {"balanced shuffle": balanced_shuffle, "plain shuffle": plain_shuffle}
 VARIANTS: Mapping[str, Variant] = {
     **{f"{kind}, covariance": replace(SOFT, labels=kind) for kind in KINDS},
     **{f"{kind}, RFM": replace(SOFT, labels=kind, learner="rfm") for kind in KINDS},
     **{f"token {token}, soft, covariance": replace(SOFT, token=token) for token in FIXED},
-    **{name: replace(SOFT, labels=name) for name in SHUFFLED},
+    **{name: replace(SOFT, labels="hard", control=name) for name in SHUFFLED},
     "prompted": replace(SOFT, control="prompted"),
 }
 
@@ -93,7 +62,7 @@ def _study(subject: Subject, name: str, named: Mapping[str, Variant], **options:
     settings: dict[str, Any] = {
         "coefficients": subject.scale.coefficients,
         "prompts": subject.scale.prompts,
-        "labels": LABELS | SHUFFLED,
+        "relative": True,
         "seed": subject.seed,
     }
     return run_study(

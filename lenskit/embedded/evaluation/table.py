@@ -110,7 +110,7 @@ def _unsteered(found: Found) -> list[Row]:
 
 def _shuffled(found: Found) -> list[Row]:
     scores = found["steering"]["scores"]
-    own, plain = scores["balanced shuffle"], scores["plain shuffle"]
+    own, plain = scores["balanced shuffle"], scores["shuffled labels"]
     return [
         Row(
             "shuffled labels, best over coefficients: balanced (the plain shuffle)",

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lenskit._arguments import positive_numbers, whole
 from lenskit.vectors.learner import split
 from lenskit.vectors.rfm.recursion import Setting, State, iterate
 from lenskit.vectors.rfm.spectral import RowSpace
@@ -101,8 +102,14 @@ def each_block(
         raise ValueError(f"X must be [block, n, d], got shape {tuple(X.shape)}")
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, or None, got {batch_size}")
+    bandwidths = positive_numbers("bandwidths", bandwidths)
+    if not 0 <= regularization < float("inf"):
+        raise ValueError(f"regularization must be finite and not negative, got {regularization}")
+    iterations = whole("iterations", iterations, 1)
+    if batch_size is not None:
+        batch_size = whole("batch_size", batch_size, 1)
+    if not (scalings := tuple(scalings)):
+        raise ValueError("scalings is empty; give (False, True), or one of them")
     if X_val is None or y_val is None:
         train = split(X.shape[1])
         X, X_val, y, y_val = X[:, :train], X[:, train:], y[..., :train], y[..., train:]

@@ -3,14 +3,10 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
-from captures import captured_with
 
 from lenskit.embedded.evaluation import kept
 from lenskit.embedded.evaluation.arithmetic import one_for_all
-from lenskit.embedded.evaluation.steering import balanced_shuffle, plain_shuffle
 from lenskit.embedded.evaluation.subject import mean, mean_of
-from lenskit.selector import select_tokens
 
 
 def test_what_is_kept_is_made_once(tmp_path):
@@ -26,20 +22,6 @@ def test_what_is_kept_is_made_once(tmp_path):
     with pytest.raises(ZeroDivisionError):
         kept(tmp_path / "other.json", lambda: {"found": 1 / 0})
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
-
-
-def test_the_balanced_shuffle_tells_nothing_of_the_prefix():
-    made = captured_with(torch.rand(24, 3, 2, 2))
-    tokens = select_tokens(made)
-    labels = balanced_shuffle(made, tokens)
-    prefixed = made.prompts.has_prefix
-    assert labels.shape == (24, 3) and set(labels.unique().tolist()) == {0, 1}
-    assert bool((labels[prefixed].sum(0) == 6).all()) and bool(
-        (labels[~prefixed].sum(0) == 6).all()
-    )
-    torch.testing.assert_close(labels, balanced_shuffle(made, tokens))
-    plain = plain_shuffle(made, tokens)
-    assert bool((plain.sum(0) == 12).all()) and not torch.equal(plain[:, 0], prefixed.float())
 
 
 def test_one_coefficient_for_all_is_also_chosen_on_others():

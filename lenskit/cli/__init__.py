@@ -1,0 +1,8 @@
+"""The command ``lenskit``: the demonstration, studies and vectors of one's own, and checks."""
+
+from __future__ import annotations
+
+from lenskit.cli import more, steer, study
+from lenskit.cli.common import app
+
+__all__ = ["app", "more", "steer", "study"]

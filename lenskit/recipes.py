@@ -1,0 +1,138 @@
+"""The settings of a whole run under one name, and the only place where defaults are kept.
+
+``fit_vectors``, ``variants``, ``run_study``, ``steer`` and the command line take theirs from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Literal
+
+from lenskit._display import Displayed
+
+__all__ = ["DEFAULT", "Recipe", "find_recipe", "recipes"]
+
+
+@dataclass(frozen=True)
+class Recipe(Displayed):
+    """How concept vectors are made and applied; every argument that is given overrides it.
+
+    ``token``: "attention" (AGS, Eq. 3), or an offset such as "-1". ``labels``: "soft" (Eq. 4) or
+    "hard". ``learner``: a name in ``LEARNERS``. ``unit_rows``: whose rows are L2-normalised, "all"
+    learners' or those of "rfm" alone. ``scale_validation``: whether RFM's scaled variant scales
+    its validation rows too. ``separator``: whether the white space after the prefix counts as part
+    of it. ``blocks``: "all", "from1" (without the first), "top4" and so on. ``start``: the first
+    steered position. ``relative``: coefficients are in mean residual norms of each block.
+    ``coefficients``: those a study tries; none where they depend on the model. ``why``: where the
+    settings come from.
+
+    >>> import lenskit as lk
+    >>> lk.recipes["paper"].learner
+    'rfm'
+    """
+
+    name: str
+    token: str
+    labels: Literal["soft", "hard"]
+    learner: str
+    unit_rows: Literal["all", "rfm"]
+    scale_validation: bool
+    separator: bool
+    blocks: str
+    start: int
+    relative: bool
+    coefficients: tuple[float, ...]
+    why: str = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        """The settings, one a line."""
+        shown = [f"recipe {self.name!r}: {self.why}"]
+        for each in fields(self)[1:-1]:
+            value = getattr(self, each.name)
+            text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            shown.append(f"  {each.name:<16} {text or 'depend on the model; give them'}")
+        return "\n".join(shown)
+
+
+class _Recipes(Mapping[str, Recipe]):
+    """The named recipes.
+
+    ``"default"``: what the comparison on 105 concepts recommends (``benchmarks/results``). The
+    attention-guided token beats every fixed one with each learner; the learner is the covariance
+    with the labels, which for hard labels *is* the mean difference, and does as well as the best
+    and costs one matrix product; coefficients are relative, since residual norms differ between
+    blocks and models.
+
+    ``"paper"``: attention-guided steering as published (arXiv 2602.00333): Eq. 3, Eq. 4, RFM, all
+    blocks but the first, all tokens, absolute coefficients, which are to be given since they
+    depend on the model. Where the paper's text leaves it open it follows the authors' code, faults
+    included: the span of the prefix runs up to the first token of the statement prompt, so the
+    separating space counts as prefix (about 3 % of the mass); only RFM sees L2-normalised rows,
+    other learners raw ones; RFM's scaled variant scales the validation rows too, on which the
+    choice of the vector depends. Other faults of that code are not followed: M = I is never a
+    candidate, each block's sign is by its own labels, ``resid_post`` is read before the final
+    norm, every method gets the same coefficients, attention stays in the model's precision.
+    """
+
+    def __init__(self, *known: Recipe) -> None:
+        self._known = {recipe.name: recipe for recipe in known}
+
+    def __getitem__(self, name: str) -> Recipe:
+        if name not in self._known:
+            close = get_close_matches(str(name), self._known, 1)
+            raise KeyError(
+                f"recipe {name!r} is not one of {', '.join(self._known)}"
+                + (f"; did you mean {close[0]!r}?" if close else "")
+            )
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self.values()))
+
+
+recipes: Mapping[str, Recipe] = _Recipes(
+    Recipe(
+        name="default",
+        token="attention",
+        labels="hard",
+        learner="covariance",
+        unit_rows="all",
+        scale_validation=False,
+        separator=False,
+        blocks="all",
+        start=0,
+        relative=True,
+        coefficients=(0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.13),
+        why="what lenskit's own comparison of tokens, labels and learners recommends",
+    ),
+    Recipe(
+        name="paper",
+        token="attention",
+        labels="soft",
+        learner="rfm",
+        unit_rows="rfm",
+        scale_validation=True,
+        separator=True,
+        blocks="from1",
+        start=0,
+        relative=False,
+        coefficients=(),
+        why="attention-guided steering as its authors publish and run it (arXiv 2602.00333)",
+    ),
+)
+DEFAULT = recipes["default"]
+
+
+def find_recipe(recipe: Recipe | str | None) -> Recipe:
+    """A recipe from its name, itself, or ``None`` for the default. Raises KeyError for others."""
+    if recipe is None:
+        return DEFAULT
+    return recipe if isinstance(recipe, Recipe) else recipes[recipe]

@@ -1,0 +1,28 @@
+"""The judge that a file of one's own concepts asks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lenskit.concepts import ConceptFile
+from lenskit.scoring.judges import endpoint_judge, likelihood_judge
+from lenskit.scoring.steerability import Judge, grammar_judge, phrase_judge
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+def file_judge(file: ConceptFile, model: TransformerBridge | None = None) -> Judge:
+    """``phrase_judge``, ``likelihood_judge`` or ``endpoint_judge`` with the file's settings.
+
+    ``model`` is the one whose likelihoods judge. Raises ValueError where it is needed and missing.
+    """
+    if file.judge == "likelihood":
+        if model is None:
+            raise ValueError("judge = 'likelihood' needs the model: file_judge(file, model)")
+        return likelihood_judge(model, **file.settings)
+    if file.judge == "endpoint":
+        return endpoint_judge(**file.settings)
+    if file.judge == "grammar":
+        return grammar_judge
+    return phrase_judge({name: list(own) for name, own in file.phrases.items()}, **file.settings)

@@ -1,0 +1,214 @@
+"""Workers: processes of this machine, or actors of Ray on many, both with one model each."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import cloudpickle
+import torch
+from threadpoolctl import threadpool_limits
+
+from lenskit.study.engine import Compute, Died, Failure, Group, Results, computed
+
+
+class _Host:
+    """What runs in a worker: it loads once, and computes the groups that it is given.
+
+    Everything goes in and out pickled by cloudpickle, which takes functions of a notebook too.
+    """
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+        self._loaded: list[Any] = []
+
+    def run(self, group: bytes) -> bytes:
+        """The results, or the exception that ``load`` raised."""
+        if not self._loaded:
+            load, self._compute = cloudpickle.loads(self._payload)
+            try:
+                self._loaded.append(load())
+            except Exception as error:
+                return cloudpickle.dumps(_portable(error))
+        found = computed(self._compute, self._loaded[0], cloudpickle.loads(group))
+        ready = {
+            key: Failure(_portable(one.error)) if isinstance(one, Failure) else one
+            for key, one in found.items()
+        }
+        return cloudpickle.dumps(ready)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or one that says the same where it cannot be pickled and back."""
+    try:
+        cloudpickle.loads(cloudpickle.dumps(error))
+    except Exception:
+        return RuntimeError(Failure(error).reason)
+    return error
+
+
+def _opened(data: bytes) -> Results:
+    found = cloudpickle.loads(data)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+class Process:
+    """A process of this machine, started anew so that it shares no state with this one."""
+
+    def __init__(self, payload: bytes, threads: int, devices: str | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.devices = devices
+        self.process = context.Process(
+            target=_serve, args=(other, payload, threads, devices), daemon=True
+        )
+        self.process.start()
+        other.close()
+
+    def give(self, group: Group) -> None:
+        try:
+            self.pipe.send_bytes(cloudpickle.dumps(group))
+        except OSError:
+            pass  # it is dead, as waiting for it will show
+
+    def answer(self) -> Results | Died:
+        """What it said; it must have said something or ended."""
+        try:
+            data = self.pipe.recv_bytes()
+        except (EOFError, OSError):
+            self.process.join(5)
+            code = self.process.exitcode or 0
+            how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+            return Died(how)
+        return _opened(data)
+
+    def end(self) -> None:
+        """Kill it if it lives."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+class Processes:
+    """A pool of processes of this machine; Ctrl-C is for the first process, which ends them.
+
+    ``devices``: the value of CUDA_VISIBLE_DEVICES for each worker; by default as it is here. In a
+    script, what starts them must stand under ``if __name__ == "__main__":``, as ever with spawned
+    processes.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        compute: Compute,
+        size: int,
+        devices: Sequence[str] | None = None,
+    ) -> None:
+        self.size = size
+        self._payload = cloudpickle.dumps((load, compute))
+        self._threads = max(1, torch.get_num_threads() // size)
+        self._free: list[str | None] = list(reversed(devices)) if devices else [None] * size
+        self._workers: list[Process] = []
+
+    def start(self) -> Process:
+        worker = Process(self._payload, self._threads, self._free.pop())
+        self._workers.append(worker)
+        return worker
+
+    def wait(self, busy: Sequence[Process]) -> tuple[Process, Results | Died]:
+        # The pipe of a process that ended is ready too: at its end.
+        ready = wait([worker.pipe for worker in busy])
+        worker = next(worker for worker in busy if worker.pipe in ready)
+        outcome = worker.answer()
+        if isinstance(outcome, Died):
+            worker.end()
+            self._workers.remove(worker)
+            self._free.append(worker.devices)
+        return worker, outcome
+
+    def close(self) -> None:
+        while self._workers:
+            self._workers.pop().end()
+
+
+def _serve(pipe: Connection, payload: bytes, threads: int, devices: str | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
+    host = _Host(payload)
+    try:
+        while True:
+            pipe.send_bytes(host.run(pipe.recv_bytes()))
+    except (EOFError, OSError):
+        pass  # the first process has ended
+
+
+class Actor:
+    """A worker of Ray's, with its part of the cluster."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+
+    def give(self, group: Group) -> None:
+        self.answer = self.handle.run.remote(cloudpickle.dumps(group))
+
+
+class Actors:
+    """A pool of Ray's actors, each with ``gpus`` GPUs, or one core where that is 0."""
+
+    def __init__(
+        self, ray: Any, load: Callable[[], Any], compute: Compute, size: int, gpus: float
+    ) -> None:
+        self.size = size
+        self._ray = ray
+        self._payload = cloudpickle.dumps((load, compute))
+        self._kind = ray.remote(num_cpus=0 if gpus else 1, num_gpus=gpus)(_Host)
+        self._workers: list[Actor] = []
+
+    def start(self) -> Actor:
+        self._workers.append(Actor(self._kind.remote(self._payload)))
+        return self._workers[-1]
+
+    def wait(self, busy: Sequence[Actor]) -> tuple[Actor, Results | Died]:
+        (answer,), _ = self._ray.wait([worker.answer for worker in busy], num_returns=1)
+        worker = next(worker for worker in busy if worker.answer == answer)
+        try:
+            return worker, _opened(self._ray.get(answer))
+        # Of its node, its process or its memory; what load and compute raise comes as an answer.
+        except self._ray.exceptions.RayError as error:
+            self._workers.remove(worker)
+            return worker, Died(f"with {type(error).__name__}")
+
+    def close(self) -> None:
+        while self._workers:
+            self._ray.kill(self._workers.pop().handle)
+
+
+@contextmanager
+def ray_cluster() -> Iterator[Any]:
+    """Ray, connected to its cluster: the one that there is, or one on this machine for the while.
+
+    Raises ImportError without Ray.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("workers of Ray need it: pip install 'lenskit[ray]'") from error
+    own = not ray.is_initialized()
+    if own:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield ray
+    finally:
+        if own:
+            ray.shutdown()
