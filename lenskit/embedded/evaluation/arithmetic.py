@@ -8,7 +8,7 @@ from itertools import combinations, product
 from random import Random
 from typing import Any
 
-from lenskit.concepts import statement_prompt
+from lenskit.concepts import Concept, statement_prompt
 from lenskit.embedded.evaluation.subject import Subject, mean
 from lenskit.embedded.grammar import Entry
 from lenskit.embedded.judge import judge_active, parse
@@ -36,9 +36,10 @@ def one_for_all(
     """
     means = [mean(own) for own in scores]
     best = max(range(len(means)), key=means.__getitem__)
-    crossed = []
+    crossed: list[float] = []
     for start in (0, 1):
-        chosen = max(range(len(scores)), key=lambda i, start=start: mean(scores[i][start::2]))
+        halves = [mean(own[start::2]) for own in scores]
+        chosen = max(range(len(halves)), key=halves.__getitem__)
         crossed += scores[chosen][1 - start :: 2]
     return {
         "score": means[best],
@@ -60,7 +61,8 @@ def sums(subject: Subject) -> dict[str, Any]:
         for pair in combinations(subject.concepts, 2)
         if pair[0].concept_class != pair[1].concept_class
     ]
-    chosen, asked = [], []
+    chosen: list[tuple[Concept, Concept]] = []
+    asked: list[list[str]] = []
     for pair in random.sample(pairs, len(pairs)):
         rules = [grammar.classes[str(concept.concept_class)] for concept in pair]
         shared = [t for t in grammar.topics if min(r.activity[t] for r in rules) >= GRADED[1]]

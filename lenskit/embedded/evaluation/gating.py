@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,7 @@ def gating(subject: Subject) -> dict[str, Any]:
     block.
     """
     rows = [
-        kept(subject.file("gating", c), lambda c=c: _of_concept(subject, c))
-        for c in subject.concepts
+        kept(subject.file("gating", c), partial(_of_concept, subject, c)) for c in subject.concepts
     ]
     scores = [row["AUROC"] for row in rows]
     tokens = Counter(token for row in rows for token in row["tokens"])

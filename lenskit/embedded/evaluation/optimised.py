@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -152,7 +153,7 @@ def optimised(subject: Subject) -> dict[str, Any]:
     everyone = replace(subject, shard=(0, 1)).concepts
     chosen = everyone[::every][: subject.scale.optimised]
     mine = [c for c in chosen if c in subject.concepts]
-    rows = [kept(subject.file("optimised", c), lambda c=c: _of_concept(subject, c)) for c in mine]
+    rows = [kept(subject.file("optimised", c), partial(_of_concept, subject, c)) for c in mine]
     numbers = ("score", "on paraphrases", "norm", "cosine")
     return {
         **{name: mean([row[name] for row in rows]) for name in numbers},

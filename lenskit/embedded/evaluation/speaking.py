@@ -139,7 +139,7 @@ def activity(subject: Subject) -> dict[str, Any]:
     scores = defaultdict(list)
     for (entry, topic, _), verdict in zip(rows, verdicts, strict=True):
         scores[entry.concept_class, topic].append(verdict.score)
-    cells = [
+    cells: list[dict[str, Any]] = [
         {
             "class": name,
             "topic": topic,

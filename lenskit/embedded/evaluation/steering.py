@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import astuple, replace
-from typing import Any
+from dataclasses import astuple, fields, replace
+from typing import Any, Literal
 
 from lenskit.embedded.evaluation.subject import Subject
 from lenskit.study import Study, Variant, paired_differences, run_study
@@ -13,6 +13,7 @@ SOFT = Variant("attention", "soft", "covariance")
 KINDS = ("hard", "soft", "gating", "true activity")
 SHUFFLED = ("balanced shuffle", "shuffled labels")
 FIXED = ("-1", "-2", "-3", "-4", "-5")
+KEYS = [each.name for each in fields(Variant)]
 BLOCKS = ("top4", "random4", "bottom4")
 
 
@@ -27,12 +28,10 @@ VARIANTS: Mapping[str, Variant] = {
 
 def comparison(study: Study, better: Variant, than: Variant) -> dict[str, dict[str, float]]:
     """By ``best`` and ``held_out``: the paired difference over concepts, its interval, n."""
-    found = {}
-    for score in ("best", "held_out"):
-        table = paired_differences(study, than, score=score)
-        row = table[
-            (table[["token", "labels", "learner", "blocks", "control"]] == astuple(better)).all(1)
-        ].iloc[0]
+    kinds: tuple[Literal["best", "held_out"], ...] = ("best", "held_out")
+    found: dict[str, dict[str, float]] = {}
+    for score in kinds:
+        row = paired_differences(study, than, score=score).set_index(KEYS).loc[astuple(better)]
         found[score] = {
             "mean": float(row["difference"]),
             "low": float(row["low"]),
@@ -44,9 +43,8 @@ def comparison(study: Study, better: Variant, than: Variant) -> dict[str, dict[s
 
 def scores(study: Study, named: Mapping[str, Variant]) -> dict[str, dict[str, float]]:
     """For each variant the means over concepts: best, held out, and the best one coefficient."""
-    keys = ["token", "labels", "learner", "blocks", "control"]
-    table = study.compare().set_index(keys)
-    single = study.answers.groupby([*keys, "coefficient"])["score"].mean().groupby(keys).max()
+    table = study.compare().set_index(KEYS)
+    single = study.answers.groupby([*KEYS, "coefficient"])["score"].mean().groupby(KEYS).max()
     return {
         name: {
             "best": float(table.loc[astuple(variant), "best"]),

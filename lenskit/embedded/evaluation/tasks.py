@@ -57,7 +57,9 @@ def knowledge(subject: Subject) -> dict[str, Any]:
     ranks = {"frequent": range(1, tenth + 1), "rare": range(number - tenth + 1, number + 1)}
     found = {}
     for name, own in ranks.items():
-        people = [{"rank": rank, "attribute": a} for rank, a in product(own, ATTRIBUTES)]
+        people: list[dict[str, Any]] = [
+            {"rank": rank, "attribute": a} for rank, a in product(own, ATTRIBUTES)
+        ]
         facts = [
             TASKS["fact_question"].prompts(subject.grammar, 1, next(seeds), **person)[0]
             for person in people
