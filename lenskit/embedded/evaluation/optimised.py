@@ -124,7 +124,9 @@ def _of_concept(subject: Subject, concept: Concept) -> dict[str, Any]:
     asked = [*paraphrases, *concept.questions]
     texts = iter(
         generate_steered(
-            subject.model, [SteeringRow(q, vectors, 1.0) for vectors in candidates for q in asked]
+            subject.model,
+            [SteeringRow(q, vectors, 1.0) for vectors in candidates for q in asked],
+            relative=False,
         )
     )
     rows = [[grammar_judge(concept, q, next(texts)).score for q in asked] for _ in candidates]
@@ -135,6 +137,7 @@ def _of_concept(subject: Subject, concept: Concept) -> dict[str, Any]:
         "score": mean(rows[best][len(paraphrases) :]),
         "on paraphrases": own[best],
         "block": block,
+        "loss": float(losses[best]),
         "norm": float(direction.norm() / made.resid_norm[block]),
         "cosine": float(torch.cosine_similarity(direction, made.directions[block], dim=0)),
         "by block": {
@@ -154,7 +157,7 @@ def optimised(subject: Subject) -> dict[str, Any]:
     chosen = everyone[::every][: subject.scale.optimised]
     mine = [c for c in chosen if c in subject.concepts]
     rows = [kept(subject.file("optimised", c), partial(_of_concept, subject, c)) for c in mine]
-    numbers = ("score", "on paraphrases", "norm", "cosine")
+    numbers = ("score", "on paraphrases", "loss", "norm", "cosine")
     return {
         **{name: mean([row[name] for row in rows]) for name in numbers},
         "by block": {
