@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from io import StringIO
 
+import families
 import pytest
 import tiny
 import torch
@@ -207,6 +208,15 @@ def test_what_cannot_be_measured_is_said_beside_what_can(name):
     console = Console(width=120, file=StringIO())
     console.print(plan_table(estimate), failure_table(estimate))
     assert "–" in console.file.getvalue() and "because" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("style", families.REAL_STYLES)
+def test_a_model_with_a_real_models_tokenizer_has_a_plan(style):
+    words = ["plan", str(families.real_style_folder(style)), "--device", "cpu", "--concepts", "3"]
+    small = ["--prompts", "8", "--answers", "2", "--max-new-tokens", "2"]
+    done = CliRunner().invoke(app, [*words, *small])
+    assert done.exit_code == 0, done.output
+    assert "3 concepts" in done.output and "–" not in done.output
 
 
 def test_the_command_says_what_does_not_hold_and_ends_with_1(tmp_path):
