@@ -21,6 +21,7 @@ from lenskit.figures.inspection import (
     token_texts,
     true_activity,
 )
+from lenskit.figures.play import Play, play
 from lenskit.figures.studies import (
     blocks_compared,
     over_steering,
@@ -33,6 +34,8 @@ __all__ = [
     "activation_pca",
     "activity_correlation",
     "attention_map",
+    "Play",
+    "play",
     "blocks_compared",
     "enrichment_by_block",
     "over_steering",

@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -268,7 +269,8 @@ def _fitted(source: str) -> str:
 
 
 def _finite(name: str, values: Any) -> Tensor:
-    data = torch.as_tensor(values).detach().to("cpu", torch.float32)
+    given = values if isinstance(values, Tensor) else torch.tensor(np.array(values, np.float32))
+    data = given.detach().to("cpu", torch.float32)
     if data.numel() == 0 or not data.isfinite().all():
         raise ValueError(f"{name} needs finite numbers, at least one; got {tuple(data.shape)}")
     return data
