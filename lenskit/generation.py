@@ -118,6 +118,12 @@ def generate(
 
     ``template_arguments`` go to the chat template. Raises ``ValueError`` where the logits are not
     numbers: a coefficient too large for the dtype.
+
+    >>> answer = lk.generate(model, concept.questions[0], max_new_tokens=3)
+    >>> answer.finished, len(answer.token_ids)
+    (False, 3)
+    >>> len(lk.generate(model, concept.questions[:2], max_new_tokens=3))
+    2
     """
     max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
     batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
@@ -169,6 +175,12 @@ def generate_steered(
     """Answers of many rows in one batch, each with its own vectors, coefficient and prefix.
 
     ``blocks``, ``relative`` and ``start`` as in ``steer``; ``options`` are those of ``generate``.
+
+    >>> question = concept.questions[0]
+    >>> rows = [lk.SteeringRow(question, vectors, coefficient) for coefficient in (0.0, 0.04, 0.1)]
+    >>> plain, steered, strongly = lk.generate_steered(model, rows, max_new_tokens=8)
+    >>> plain == lk.generate(model, question, max_new_tokens=8)
+    True
     """
     rows = list(rows)
     if not rows:

@@ -158,6 +158,11 @@ def build_prompts(
 
     Raises ``ValueError`` when the template refuses, removes or alters the text, when the prefix
     spans no token, or when the prompts do not end in the same tokens.
+
+    >>> prompts = lk.build_prompts(model, lk.concepts["fears"]["spiders"], number=40)
+    >>> prompts.has_prefix[:4]
+    tensor([ True, False,  True, False])
+    >>> own = lk.build_prompts(model, "Personify someone who loves tea.", layout="paired")
     """
     concept = Concept(prefix=concept) if isinstance(concept, str) else concept
     prefix = concept.prefix.strip()

@@ -106,7 +106,11 @@ def judge_answer(concept_class: str, name: str, answer: str) -> Verdict:
 
 
 def concepts_shown(answer: str) -> tuple[tuple[str, str], ...]:
-    """(class, name) of the concept of each whole sentence at the start of ``answer``."""
+    """(class, name) of the concept of each whole sentence at the start of ``answer``.
+
+    >>> lk.concepts_shown("This sentence is not of the grammar.")
+    ()
+    """
     return tuple(
         (r[0].entry.concept_class, r[0].entry.name) for r in parse(answer)[0] if r[0].entry
     )

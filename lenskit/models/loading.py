@@ -67,6 +67,10 @@ def load_model(
     (``PLAIN_TEMPLATE`` for a base model). Raises ``ModelCheckError`` for a model that transformers
     or TransformerLens cannot open, and when the check fails; ``OSError`` and ``ValueError`` where
     a folder or a device is not there, or where ``hf_model`` comes without any tokenizer.
+
+    >>> model = lk.load_model("lenskit-mini", device="cpu", check=False)
+    >>> model.cfg.n_layers == len(vectors)
+    True
     """
     if check not in (True, False, "hooks"):
         raise ValueError(f"check must be True, False or 'hooks', got {check!r}")
@@ -148,6 +152,9 @@ def model_fingerprint(model: TransformerBridge) -> str:
 
     The hash covers the config's sizes and a few entries of 16 weight tensors, rounded to
     bfloat16, so that it is the same on every device and in float32 and bfloat16.
+
+    >>> lk.model_fingerprint(model) == capture.model == vectors.model
+    True
     """
     cfg = model.cfg
     digest = hashlib.sha256()

@@ -221,6 +221,10 @@ def chat_ids(
     begins. ``template_arguments`` go to the template, before ``TEMPLATE_ARGUMENTS``, which switch
     thinking off (``{"enable_thinking": True}`` switches it on).
     Returns tokens ``[prompt, pos]`` on the CPU.
+
+    >>> tokens = lk.chat_ids(model, [[{"role": "user", "content": "Hello!"}]])
+    >>> len(tokens)
+    1
     """
     return conversation_ids(model.tokenizer, conversations, template_arguments=template_arguments)
 

@@ -16,6 +16,16 @@ def file_judge(file: ConceptFile, model: TransformerBridge | None = None) -> Jud
     """``phrase_judge``, ``likelihood_judge`` or ``endpoint_judge`` with the file's settings.
 
     ``model`` is the one whose likelihoods judge. Raises ValueError where it is needed and missing.
+
+    >>> import pathlib, tempfile
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "tea.toml"
+    >>> _ = file.write_text('''[concepts.tea]
+    ... prefix = "Personify someone who loves tea."
+    ... questions = ["What now?", "What is worth money?", "What makes a good day?"]
+    ... phrases = ["earl grey"]''')
+    >>> own = lk.load_concept_file(file)
+    >>> lk.file_judge(own)(own["tea"], "What now?", "A cup of Earl Grey.").score
+    1
     """
     if file.judge == "likelihood":
         if model is None:

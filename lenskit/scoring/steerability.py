@@ -64,6 +64,9 @@ def grammar_judge(concept: Concept, question: str, answer: str) -> Verdict:
 
     An answer of ``generate`` that ran out of ``max_new_tokens`` is "unfinished". Raises ValueError
     for a concept that the grammar does not know.
+
+    >>> lk.grammar_judge(concept, concept.questions[0], "I like tea.").score
+    0
     """
     classes = load_grammar().classes
     rules = classes.get(concept.concept_class or "")
@@ -114,12 +117,20 @@ def phrase_judge(
 
     ``phrases``: by concept name, or one list for all. An answer whose ``repetition`` exceeds
     ``most_repetition`` scores 0. The judge raises ValueError for a concept without phrases.
+
+    >>> judge = lk.phrase_judge({"spiders": ["web", "eight legs"]})
+    >>> judge(concept, "What is scary?", "Anything with eight legs.")
+    Verdict(score=1, reason='on concept')
     """
     return PhraseJudge(phrases, most_repetition)
 
 
 def repetition(answer: str, words: int = 3) -> float:
-    """Share of the answer's runs of ``words`` words that stood in it before (0 to 1)."""
+    """Share of the answer's runs of ``words`` words that stood in it before (0 to 1).
+
+    >>> lk.repetition("tea and tea and tea and tea")
+    0.6
+    """
     tokens = re.findall(r"\w+", answer.lower())
     runs = [tuple(tokens[i : i + words]) for i in range(len(tokens) - words + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
@@ -139,6 +150,11 @@ def fluency(
     With ``prefixes`` the model reads each prefix before its question: how natural the answer is
     for somebody who was told the concept. NaN for an empty answer. Raises ValueError when the
     lengths differ. Call it outside ``steer``.
+
+    >>> question = concept.questions[0]
+    >>> own, odd = lk.fluency(model, [question] * 2, ["I fear spiders.", "tea tea tea"])
+    >>> bool(own < odd)
+    True
     """
     prefixes = [""] * len(questions) if prefixes is None else prefixes
     if not len(questions) == len(answers) == len(prefixes):
@@ -202,6 +218,9 @@ def steerability(
 
     ``held_out`` chooses on every ``chosen_on`` of the questions in turn; of equal coefficients
     the smallest in size is taken. Raises ValueError with no question left to score, or NaN.
+
+    >>> lk.steerability([[0, 1, 0, 0], [1, 1, 0, 1]], coefficients=[0.02, 0.04])
+    Steerability(best=0.75, held_out=0.75, coefficient=1)
     """
     scores = torch.as_tensor(scores, dtype=torch.float64)
     if scores.ndim != 2 or not scores.numel() or bool(scores.isnan().any()):

@@ -32,6 +32,12 @@ def run_study(
     With ``out`` each finished concept is kept in that folder, and a study that was stopped goes on
     from there. Raises ValueError when the folder belongs to a study with other settings or model,
     or when two concepts share class and name.
+
+    >>> options = {"coefficients": (0.03, 0.06), "prompts": 40, "max_new_tokens": 3}
+    >>> way = lk.Variant(learner="ridge")
+    >>> study = lk.run_study(model, concept, way, progress=False, **options)
+    >>> study.compare()["learner"].tolist()
+    ['ridge']
     """
     concepts = distinct(concepts)
     variants, options = settings_of(variants, options)
