@@ -50,3 +50,7 @@ __all__ = [
     "true_activity",
     "views",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

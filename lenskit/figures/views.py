@@ -28,6 +28,8 @@ from torch import Tensor
 from lenskit.figures.stills import attention_still, tokens_still
 from lenskit.figures.style import BLUE, RED
 
+__all__ = ["Html", "attention_view", "script", "tokens_view"]
+
 _BUNDLE = "dist/cdn/iife.js"
 _SCRIPT = Path(__file__).with_name("views.js")
 # A light card, so that colours mean the same on a dark page.
@@ -297,3 +299,7 @@ def _visible(tokens: Sequence[str]) -> list[str]:
     safe = [_line(token.replace("<", "<\u2060").replace("&", "&\u2060")) for token in tokens]
     # Text goes on in a new line after a token that ends one, but for the last.
     return [one + "\n" * ("\n" in t) for one, t in zip(safe[:-1], tokens, strict=False)] + safe[-1:]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -72,3 +72,7 @@ __all__ = [
     "use_eager_attention",
     "using",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

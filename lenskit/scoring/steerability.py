@@ -219,8 +219,8 @@ def steerability(
     ``held_out`` chooses on every ``chosen_on`` of the questions in turn; of equal coefficients
     the smallest in size is taken. Raises ValueError with no question left to score, or NaN.
 
-    >>> lk.steerability([[0, 1, 0, 0], [1, 1, 0, 1]], coefficients=[0.02, 0.04])
-    Steerability(best=0.75, held_out=0.75, coefficient=1)
+    >>> lk.steerability([[0, 1, 0], [1, 1, 1]], coefficients=[0.02, 0.04])
+    Steerability(best=1.0, held_out=1.0, coefficient=1)
     """
     scores = torch.as_tensor(scores, dtype=torch.float64)
     if scores.ndim != 2 or not scores.numel() or bool(scores.isnan().any()):

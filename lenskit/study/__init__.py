@@ -30,3 +30,7 @@ __all__ = [
     "write_tables",
     "run_on_workers",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
