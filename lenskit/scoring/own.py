@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lenskit.concepts import ConceptFile
+from lenskit.scoring.grammar import grammar_judge
 from lenskit.scoring.judges import endpoint_judge, likelihood_judge
-from lenskit.scoring.steerability import Judge, grammar_judge, phrase_judge
+from lenskit.scoring.steerability import Judge, phrase_judge
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

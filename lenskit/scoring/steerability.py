@@ -17,8 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lenskit._display import Displayed
 from lenskit.concepts import Concept, question_prompt
-from lenskit.embedded.grammar import load_grammar
-from lenskit.embedded.judge import Verdict, judge_answer
+from lenskit.embedded.judge import Verdict
 from lenskit.models import chat_ids, position_ids, using
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "Verdict",
     "as_verdict",
     "fluency",
-    "grammar_judge",
     "phrase_judge",
     "repetition",
     "steerability",
@@ -57,29 +55,6 @@ def as_verdict(judged: Verdict | float) -> Verdict:
         raise ValueError(f"a judge's score must be from 0 to 1, got {judged!r}")
     whole = int(score) if score.is_integer() else score
     return Verdict(whole, "on concept" if score >= 0.5 else "off concept")  # type: ignore[arg-type]
-
-
-def grammar_judge(concept: Concept, question: str, answer: str) -> Verdict:
-    """The exact judge of the embedded grammar: 1 only if the whole answer is the concept's.
-
-    An answer of ``generate`` that ran out of ``max_new_tokens`` is "unfinished". Raises ValueError
-    for a concept that the grammar does not know.
-
-    >>> lk.grammar_judge(concept, concept.questions[0], "I like tea.").score
-    0
-    """
-    classes = load_grammar().classes
-    rules = classes.get(concept.concept_class or "")
-    if rules is None or concept.name not in rules.entries:
-        raise ValueError(
-            f"concept {concept.name!r} of class {concept.concept_class!r} is not in the embedded "
-            "grammar; judge it with phrase_judge or a judge of your own"
-        )
-    verdict = judge_answer(rules.name, concept.name, answer)
-    # A generated answer knows whether it was cut, which between two sentences its text cannot show.
-    if verdict.score and not getattr(answer, "finished", True):
-        return Verdict(0, "unfinished")
-    return verdict
 
 
 @dataclass(frozen=True)
