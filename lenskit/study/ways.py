@@ -110,8 +110,8 @@ def warn_of_silence(rows: Iterable[Mapping[str, Any]]) -> None:
     if scores and (mean := sum(scores) / len(scores)) <= SILENT:
         warnings.warn(
             f"the prompted control scores {mean:.2f} over {len(scores)} answers: with the prefix "
-            "in the prompt the judge sees the concept hardly ever, so scores of steering say little; "
-            "does the model follow the prefix, and does the judge know how the concept shows?",
+            "in the prompt the judge sees the concept hardly ever, so scores of steering say "
+            "little; does the model follow the prefix, and does the judge know what shows it?",
             stacklevel=3,
         )
 
