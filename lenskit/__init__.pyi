@@ -36,6 +36,7 @@ from .models import model_fingerprint as model_fingerprint
 from .models import model_report as model_report
 from .prompts import PromptSet as PromptSet
 from .prompts import build_prompts as build_prompts
+from .prompts import prompts_from_ids as prompts_from_ids
 from .recipes import Recipe as Recipe
 from .recipes import recipes as recipes
 from .scoring import Judge as Judge
