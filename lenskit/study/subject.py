@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lenskit._display import Displayed
 from lenskit.concepts import Concept, choose_concepts, concepts, load_concept_file, spread
 from lenskit.generation import SteeringRow, generate_steered
 from lenskit.models import EMBEDDED, load_model
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-@dataclass(frozen=True)
-class Subject:
+@dataclass(frozen=True, repr=False)
+class Subject(Displayed):
     """A model, a concept and a judge, and what goes with them.
 
     ``classes``: the concepts that ``concept`` may be compared with, by class. ``statements``: those
@@ -52,11 +53,17 @@ class Subject:
             found[name] = [self.concept, *rest][:number] if name == own else few
         return found
 
+    def _rows(self) -> dict[str, object]:
+        return {"model": self._model_name} | super()._rows()
+
+    @property
+    def _model_name(self) -> str:
+        return Path(str(self.model.cfg.model_name)).name
+
     def __str__(self) -> str:
         name = f"{self.concept.concept_class or 'custom'}/{self.concept.name}"
         truth = "the truth is known" if self.exact else "no ground truth"
-        model = Path(str(self.model.cfg.model_name)).name
-        return f"{model}; {name}; judged by {self.judged_by}; {truth}"
+        return f"{self._model_name}; {name}; judged by {self.judged_by}; {truth}"
 
 
 def subject(model: str = EMBEDDED, concept: str = "fears/spiders", judge: str = "auto") -> Subject:
@@ -67,6 +74,9 @@ def subject(model: str = EMBEDDED, concept: str = "fears/spiders", judge: str = 
     "grammar", "likelihood", or phrases such as "web, eight legs"; "auto" is the file's own, the
     grammar where the model speaks it, or else the likelihoods of the model itself. Raises
     ValueError for "grammar" where the model does not speak it.
+
+    >>> print(lk.subject(concept="fears/bees", judge="bee, sting"))
+    lenskit-mini; fears/bees; judged by phrases (bee, sting); the truth is known
     """
     loaded = load_model(model)
     path, _, name = concept.partition(".toml")
