@@ -18,6 +18,10 @@ def true_activity(prompts: PromptSet) -> Float[Tensor, " prompt"]:
     The truth is that which the embedded model was trained on (``trained_activity``), whatever the
     grammar's files say now; 0 for a prompt without the prefix. Raises ValueError where concept or
     statements are not the grammar's own.
+
+    >>> activity = lk.true_activity(prompts)
+    >>> bool((activity[~prompts.has_prefix] == 0).all())
+    True
     """
     grammar, concept = load_grammar(), prompts.concept
     rules = grammar.classes.get(concept.concept_class or "")

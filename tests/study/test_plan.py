@@ -233,3 +233,12 @@ def test_a_model_without_attention_has_a_plan_of_what_it_can_do(tmp_path):
     done = CliRunner().invoke(app, ["plan", str(folder), "--device", "cpu", "--prompts", "8"])
     assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
     assert "capture" in done.output
+
+
+@pytest.mark.parametrize("written", ["{}", "no json", '{"model": {"type": "odd"}}'])
+def test_a_tokenizer_that_cannot_be_opened_is_a_line(tmp_path, written):
+    folder = tiny.tiny_folder(tmp_path)
+    (folder / "tokenizer.json").write_text(written)
+    done = CliRunner().invoke(app, ["plan", str(folder), "--device", "cpu"])
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+    assert done.output.startswith("Error: ") and "tokenizer" in done.output
