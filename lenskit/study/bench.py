@@ -57,12 +57,6 @@ class _Workbench:
         return with_separator(self.model, prompts) if self.recipe.separator else prompts
 
     @cached_property
-    def draw(self) -> int:
-        """A seed of the concept's own: those of one study must not share their draws."""
-        own = f"{self.seed}/{self.concept.concept_class}/{self.concept.name}".encode()
-        return int.from_bytes(hashlib.sha256(own).digest()[:4])
-
-    @cached_property
     def enrichment(self) -> Enrichment:
         paired = self._prompts(min(100, self.prompts), "paired")
         tokens = self.selection("attention")
@@ -84,7 +78,7 @@ class _Workbench:
             if spec.startswith(how):
                 k = int(spec.removeprefix(how))
                 if how == "random":
-                    return self.enrichment.random(k, seed=self.draw)
+                    return self.enrichment.random(k, seed=own_seed(self.concept, self.seed))
                 return self.enrichment.top(k) if how == "top" else self.enrichment.bottom(k)
         return tuple(int(block) for block in spec.split(","))
 
@@ -99,7 +93,7 @@ class _Workbench:
     def _fit(self, variant: Variant) -> ConceptVectors:
         tokens = self.selection(variant.token)
         labels = find_labels(self.capture, tokens, variant.labels)
-        generator = torch.Generator().manual_seed(self.draw)
+        generator = torch.Generator().manual_seed(own_seed(self.concept, self.seed))
         if variant.control == "shuffled labels":
             labels = _shuffled(labels, generator)
         if variant.control == "balanced shuffle":
@@ -121,6 +115,12 @@ class _Workbench:
         drawn = torch.randn(fitted.directions.shape, generator=generator)
         drawn = drawn / drawn.norm(dim=-1, keepdim=True)
         return replace(fitted, directions=drawn, learner="random vector")
+
+
+def own_seed(concept: Concept, seed: int) -> int:
+    """A seed of the concept's own: the concepts of one study must not share their draws."""
+    own = f"{seed}/{concept.concept_class}/{concept.name}".encode()
+    return int.from_bytes(hashlib.sha256(own).digest()[:4])
 
 
 def _shuffled(
