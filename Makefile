@@ -21,8 +21,9 @@ READY := $(VENV)/.ready-$(or $(VERSION),none)
 BIN := $(VENV)/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 # Timings would change the files at every run, and progress bars would be saved.
-EXECUTE = TTY_INTERACTIVE=0 TQDM_DISABLE=1 $(BIN)/python -m jupyter nbconvert --to notebook --execute --log-level WARN \
-	--ExecutePreprocessor.timeout=600 --ExecutePreprocessor.record_timing=False
+EXECUTE = TTY_INTERACTIVE=0 TQDM_DISABLE=1 $(BIN)/python -m jupyter nbconvert --to notebook \
+	--execute --log-level WARN --ExecutePreprocessor.timeout=600 \
+	--ExecutePreprocessor.record_timing=False
 
 .PHONY: demo test check lint types notebook-check notebooks notebooks-to install clean
 

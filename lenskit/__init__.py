@@ -1,7 +1,15 @@
 """lenskit: find out how a language model carries a concept, and steer it.
 
 ``import lenskit as lk`` is cheap: a name is loaded from its module when it is first used. The
-public names and their modules are those of ``__init__.pyi``.
+public names and their modules are those of ``__init__.pyi``. The examples in their docstrings go on
+from these lines:
+
+>>> import lenskit as lk
+>>> model = lk.load_model()  # the embedded model; or a folder, or a name on the Hugging Face hub
+>>> concept = lk.concepts["fears"]["spiders"]
+>>> prompts = lk.build_prompts(model, concept, number=40)
+>>> capture = lk.capture(model, prompts, progress=False)
+>>> vectors = lk.fit_vectors(capture, progress=False)
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ from .models import model_fingerprint as model_fingerprint
 from .models import model_report as model_report
 from .prompts import PromptSet as PromptSet
 from .prompts import build_prompts as build_prompts
+from .prompts import prompts_from_ids as prompts_from_ids
 from .recipes import Recipe as Recipe
 from .recipes import recipes as recipes
 from .scoring import Judge as Judge
@@ -58,12 +59,14 @@ from .selector import fixed_token as fixed_token
 from .selector import select_tokens as select_tokens
 from .steering import steer as steer
 from .study import Study as Study
+from .study import Subject as Subject
 from .study import Variant as Variant
 from .study import paired_differences as paired_differences
 from .study import read_study as read_study
 from .study import run_on_workers as run_on_workers
 from .study import run_study as run_study
 from .study import study_concept as study_concept
+from .study import subject as subject
 from .study import variants as variants
 from .vectors import Combination as Combination
 from .vectors import ConceptVectors as ConceptVectors

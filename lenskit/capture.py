@@ -122,6 +122,10 @@ def capture(
 
     Raises ``ValueError`` naming the block where a value is not finite, and for
     ``attention="fused"`` where it cannot be had.
+
+    >>> capture = lk.capture(model, prompts, progress=False)
+    >>> capture.layers == model.cfg.n_layers, capture.candidates == prompts.candidates
+    (True, True)
     """
     batch_size = whole("batch_size", batch_size, 1)
     candidates, cfg = len(prompts.candidates), model.cfg

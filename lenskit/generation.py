@@ -19,7 +19,7 @@ from lenskit._arguments import whole
 from lenskit._display import Displayed, html_table
 from lenskit._progress import Bars
 from lenskit.concepts import question_prompt
-from lenskit.models import Tokens, chat_ids, position_ids, using
+from lenskit.models import Tokens, chat_ids, position_ids, require_positions, using
 from lenskit.recipes import DEFAULT
 from lenskit.steering import active_interventions, intervene, intervention
 
@@ -117,7 +117,14 @@ def generate(
     there: inside ``steer`` of one thread, another thread's answers wait and are not steered.
 
     ``template_arguments`` go to the chat template. Raises ``ValueError`` where the logits are not
-    numbers: a coefficient too large for the dtype.
+    numbers (a coefficient too large for the dtype), where a question contains a special token, and
+    where a prompt and ``max_new_tokens`` are longer than the model's positions.
+
+    >>> answer = lk.generate(model, concept.questions[0], max_new_tokens=3)
+    >>> answer.finished, len(answer.token_ids)
+    (False, 3)
+    >>> len(lk.generate(model, concept.questions[:2], max_new_tokens=3))
+    2
     """
     max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
     batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
@@ -130,6 +137,7 @@ def generate(
     if not conversations:
         return []
     tokens = chat_ids(model, conversations, template_arguments=template_arguments)
+    require_positions(model, tokens, more=max_new_tokens)
     uniform = None if temperature is None else _uniform(len(tokens), max_new_tokens, seed)
     written: list[list[int]] = [[] for _ in conversations]
 
@@ -169,6 +177,12 @@ def generate_steered(
     """Answers of many rows in one batch, each with its own vectors, coefficient and prefix.
 
     ``blocks``, ``relative`` and ``start`` as in ``steer``; ``options`` are those of ``generate``.
+
+    >>> question = concept.questions[0]
+    >>> rows = [lk.SteeringRow(question, vectors, coefficient) for coefficient in (0.0, 0.04, 0.1)]
+    >>> plain, steered, strongly = lk.generate_steered(model, rows, max_new_tokens=8)
+    >>> plain == lk.generate(model, question, max_new_tokens=8)
+    True
     """
     rows = list(rows)
     if not rows:

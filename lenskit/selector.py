@@ -92,6 +92,10 @@ def select_tokens(
     Of equal candidates the later token is taken. Only prompts with a prefix count.
 
     Raises ``ValueError`` when none has one.
+
+    >>> tokens = lk.select_tokens(capture)
+    >>> tokens.tokens[0] in prompts.candidates
+    True
     """
     prefixed = capture.prompts.has_prefix
     if not bool(prefixed.any()):
@@ -109,6 +113,9 @@ def fixed_token(capture: Capture, offset: int = -1) -> TokenSelection:
     """The same candidate token for all blocks, counted from the end (the baselines of AGS).
 
     Raises ``ValueError`` unless ``offset`` is a whole number from -K to -1.
+
+    >>> lk.fixed_token(capture, -1).offsets.unique()
+    tensor([-1])
     """
     places = len(capture.candidates)
     try:

@@ -120,6 +120,12 @@ def steer(
     Raises ValueError for blocks that the model has not, for vectors of another model or shape, for
     ``relative=True`` with a tensor, for numbers that are not finite and, in the forward pass, when
     the batch has not one row per coefficient.
+
+    >>> question = concept.questions[0]
+    >>> with lk.steer(model, vectors, coefficient=0.04):
+    ...     answer = lk.generate(model, question, max_new_tokens=8)
+    >>> with lk.steer(model, {3: vectors[3]}, coefficient=2.0), lk.steer(model, -0.01 * vectors):
+    ...     another = lk.generate(model, question, max_new_tokens=8)
     """
     planned = intervention(
         model, vectors, coefficient, blocks=blocks, start=start, relative=relative

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import json
 import shutil
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -288,3 +289,10 @@ def real_style_folder(name: str) -> Path:
     described = json.loads(settings.read_text()) | {"tokenizer_class": tokenizer_class}
     settings.write_text(json.dumps(described))
     return path
+
+
+if __name__ == "__main__":
+    # python tests/families.py FOLDER NAME ...: random models to try lenskit on
+    for name in sys.argv[2:]:
+        made = real_style_folder(name)
+        shutil.copytree(made, Path(sys.argv[1]) / made.name)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import lenskit as lk
 from lenskit.cli import app
 from lenskit.concepts import choose_concepts, read_blocks, read_numbers, read_shard, spread
+from lenskit.scoring import phrase_judge
 from lenskit.study import Variant, demo, run, run_study, score_table
 
 THREE = ["fears/spiders", "moods/cheerful", "places/Paris"]
@@ -234,7 +235,14 @@ class InThisProcess:
 def small_demo(monkeypatch):
     """The demonstration on a tiny model, with few prompts and short answers."""
     model = tiny.shared_model()
-    settings = {**demo.OPTIONS, "coefficients": (0.5, 2.0), "prompts": 40, "max_new_tokens": 4}
+    judge = phrase_judge(["a", "e"])
+    settings = {
+        **demo.OPTIONS,
+        "judge": judge,
+        "coefficients": (0.5, 2.0),
+        "prompts": 40,
+        "max_new_tokens": 4,
+    }
     for name, value in {
         "COEFFICIENTS": (0.5, 2.0),
         "PROMPTS": 40,

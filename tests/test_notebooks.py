@@ -34,6 +34,17 @@ def problems(notebook: dict[str, Any]) -> list[str]:
     for output in outputs:
         if output["output_type"] == "error":
             found.append(f"an error: {output['ename']}: {output['evalue']}")
+        data = output.get("data", {"": ""})
+        if "application/vnd.jupyter.widget-view+json" in data or not data:
+            found.append("a progress bar or widget that needs a kernel")
+        described = output.get("metadata", {}).get("image/png", {}).get("alt")
+        if "image/png" in data and "text/html" not in data and not described:
+            found.append("an image without alternative text")
+        page = "".join(data.get("text/html", ""))
+        if any('alt="' not in image for image in re.findall(r"<img[^>]*>", page)):
+            found.append("an image without alternative text")
+    if "widgets" in notebook["metadata"]:
+        found.append("the state of widgets")
     for text in texts(notebook):
         if path := MACHINE_PATH.search(text):
             found.append(f"a path of one machine: {path[0]}")
@@ -79,7 +90,12 @@ GOOD: dict[str, Any] = {
                     "output_type": "display_data",
                     "data": {"image/png": " /tmp/", "text/html": ["<script>atob('aGV/tmp/bG8=')"]},
                     "metadata": {},
-                }
+                },
+                {
+                    "output_type": "display_data",
+                    "data": {"image/png": "aGVs", "text/plain": "a picture"},
+                    "metadata": {"image/png": {"alt": "a picture"}},
+                },
             ],
         },
     ],
@@ -129,6 +145,39 @@ def test_a_cell_run_out_of_order_is_found(count):
     notebook = copy.deepcopy(GOOD)
     notebook["cells"][3]["execution_count"] = count
     assert problems(notebook) == [f"not run in order from 1: [1, {count}]"]
+
+
+WIDGET = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "Output()"}
+
+
+@pytest.mark.parametrize("data", [WIDGET, {}])
+def test_a_saved_progress_bar_is_found(data):
+    notebook = copy.deepcopy(GOOD)
+    bar = {"output_type": "display_data", "data": data, "metadata": {}}
+    notebook["cells"][1]["outputs"].append(bar)
+    assert problems(notebook) == ["a progress bar or widget that needs a kernel"]
+    notebook = copy.deepcopy(GOOD)
+    notebook["metadata"]["widgets"] = {}
+    assert problems(notebook) == ["the state of widgets"]
+
+
+def test_an_image_that_says_nothing_to_those_who_cannot_see_it_is_found():
+    for data in ({"image/png": "aGVs"}, {"text/html": "<p><img src='data:,'></p>"}):
+        notebook = copy.deepcopy(GOOD)
+        image = {"output_type": "display_data", "data": data, "metadata": {}}
+        notebook["cells"][1]["outputs"].append(image)
+        assert problems(notebook) == ["an image without alternative text"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_names_model_concept_and_judge_in_its_first_cell_and_nowhere_else(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    first, *rest = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    for name in ("MODEL", "CONCEPT", "JUDGE"):
+        assert f'{name} = os.environ.get("LENSKIT_{name}"' in first
+    assert len(re.findall(r"^\w+ = ", first, re.MULTILINE)) == 3
+    # Neither concepts nor blocks are named again.
+    assert not re.search(r"load_model\(|lk\.concepts\[|block=\d|blocks=[\[(]\d", "\n".join(rest))
 
 
 def test_a_notebook_without_outputs_is_found():

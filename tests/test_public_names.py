@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 from types import FunctionType
 
 import pytest
 import tiny
 
 import lenskit as lk
+
+PACKAGE = Path(lk.__file__).parent
+ROOMS = {folder.name for folder in PACKAGE.iterdir() if (folder / "__init__.py").exists()}
 
 
 def in_a_new_process(code: str) -> str:
@@ -62,3 +67,19 @@ def test_the_steps_of_the_method_run_from_the_public_names_alone():
         steered = lk.generate(model, question, max_new_tokens=8)
     assert isinstance(lk.capture, FunctionType)
     assert steered != lk.generate(model, question, max_new_tokens=8)
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS - {"embedded"}))
+def test_completion_in_a_room_shows_its_face_alone(room):
+    module = importlib.import_module(f"lenskit.{room}")
+    assert dir(module) == sorted(module.__all__)
+    assert all(hasattr(module, name) for name in dir(module))
+    assert dir(lk.views) == sorted(lk.views.__all__)
+
+
+def test_completion_on_the_package_and_on_results_shows_no_helpers():
+    assert set(dir(lk)) - {"__version__"} == set(lk.__all__) - {"__version__"}
+    shown = {name for name in dir(lk.Capture) if not name.startswith("_")}
+    assert shown == {"candidates", "layers", "rows"}
+    shown = {name for name in dir(lk.ConceptVectors) if not name.startswith("_")}
+    assert shown == {"check_model", "load", "save", "terms"}

@@ -6,3 +6,7 @@ from lenskit.cli import more, steer, study
 from lenskit.cli.common import app
 
 __all__ = ["app", "more", "steer", "study"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -44,3 +44,7 @@ __all__ = [
     "load_concept_file",
     "load_concept_folder",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

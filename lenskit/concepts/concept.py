@@ -131,5 +131,8 @@ def statements(half: str = "first") -> tuple[str, ...]:
     """General statements to have thoughts about, topics taking turns.
 
     ``half`` is "first" or "second" (200 each) or "held_out" (80 that the embedded model never saw).
+
+    >>> len(lk.statements("first")), len(lk.statements("held_out"))
+    (200, 80)
     """
     return tuple(statement for _, statement in load_grammar().half(half))

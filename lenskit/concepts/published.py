@@ -106,6 +106,14 @@ def load_concept_folder(
 
     Fears, moods and experts are read in lower case, as there. Raises FileNotFoundError for a
     missing folder or file, ValueError for an empty file or for duplicates, naming file and line.
+
+    >>> import pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> files = {"fears": "bees", "class_0": "Tea is good.", "class_1": "So is rain."}
+    >>> for name, line in files.items():
+    ...     _ = (folder / f"{name}.txt").write_text(line)
+    >>> lk.load_concept_folder(folder)["fears"]["bees"].prefix
+    'Personify someone who is terrified of bees.'
     """
     if duplicates not in ("error", "drop"):
         raise ValueError(f"duplicates must be 'error' or 'drop', not {duplicates!r}")

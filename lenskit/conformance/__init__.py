@@ -6,3 +6,7 @@ from lenskit.conformance.checks import Result, check, conformance, read, result_
 from lenskit.conformance.readings import Alone, Readings
 
 __all__ = ["Alone", "Readings", "Result", "check", "conformance", "read", "result_table"]
+
+
+def __dir__() -> list[str]:
+    return __all__

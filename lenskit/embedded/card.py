@@ -29,13 +29,15 @@ gate, tokens that differ, labels that matter. The model shows how the method wor
 methods against the truth. It is no evidence about large models."""
 
 
-def _facts(values: dict, skip: str = "") -> str:
+def _facts(values: dict, skip: Sequence[str] = ()) -> str:
     def text(value: object) -> str:
         if isinstance(value, dict):
             return ", ".join(f"{k} {text(v)}" for k, v in value.items())
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    return "\n".join(f"| {key} | {text(value)} |" for key, value in values.items() if key != skip)
+    return "\n".join(
+        f"| {key} | {text(value)} |" for key, value in values.items() if key not in skip
+    )
 
 
 def _table(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
@@ -155,17 +157,18 @@ def write_card(folder: Path) -> None:
         ["step", "loss (nats per target token)", "minutes"],
         ([e["step"], f"{e['loss']:.3f}", f"{e['seconds'] / 60:.1f}"] for e in shown),
     )
+    facts = _facts(training, ("log", "activity"))
     parts = [
         HEAD,
-        f"## Training\n`{TRAIN}`\n\n| what | value |\n| --- | --- |\n{_facts(training, 'log')}\n",
+        f"## Training\n`{TRAIN}`\n\n| what | value |\n| --- | --- |\n{facts}\n",
         f"{losses}\n",
     ]
     if (folder / "evaluation.json").exists():
         found = json.loads((folder / "evaluation.json").read_text())
         # Figures of an earlier form of the evaluation have no rows.
-        parts.append(f"## Measured\n`{EVALUATE}`\n\n{NO_EVIDENCE}\n")
+        parts.append(f"## Measured\n`{EVALUATE}`\n")
         if "rows" in found:
-            parts += [f"{_measured(found)}\n", *_details(found["parts"])]
+            parts += [f"{NO_EVIDENCE}\n"] + [f"{_measured(found)}\n", *_details(found["parts"])]
         else:
             parts.append(f"| what | value |\n| --- | --- |\n{_facts(found)}\n")
     if (folder / "ablation.csv").exists():

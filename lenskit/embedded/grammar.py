@@ -5,6 +5,7 @@ Everything is read from plain files under ``data/grammar``; this module only giv
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -186,6 +187,16 @@ def _activity(table: Mapping[str, Mapping[str, float]], topics: Sequence[str]) -
                     f"{rate!r}; give a rate from 0 to 1"
                 )
     return {name: {topic: table[topic][name] for topic in topics} for name in CLASS_NAMES}
+
+
+@cache
+def trained_activity() -> Mapping[str, Mapping[str, float]]:
+    """Rates by class and topic that the embedded model was trained on, as its folder keeps them.
+
+    The files of the grammar may have been extended since; what a model has learnt has not.
+    """
+    file = data_path("lenskit-mini", "training.json")
+    return _frozen(json.loads(file.read_text(encoding="utf-8"))["activity"])
 
 
 @cache

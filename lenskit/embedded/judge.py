@@ -120,6 +120,10 @@ def judge_answer(concept_class: str, name: str, answer: str) -> Verdict:
 
 
 def concepts_shown(answer: str) -> tuple[tuple[str, str], ...]:
-    """(class, name) of the concept of each whole sentence at the start of ``answer``."""
+    """(class, name) of the concept of each whole sentence at the start of ``answer``.
+
+    >>> lk.concepts_shown("This sentence is not of the grammar.")
+    ()
+    """
     entries = (sentence.entry for sentence in parse(answer)[0])
     return tuple((entry.concept_class, entry.name) for entry in entries if entry)

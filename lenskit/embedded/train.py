@@ -176,7 +176,9 @@ def train_and_save(
 
     def save(folder: Path, log: list[dict]) -> None:
         facts = {"parameters": model.num_parameters(), "device": device}
-        save_model(folder, model, tokenizer, facts | flat(asdict(recipe)) | {"log": log})
+        truth = {name: dict(rules.activity) for name, rules in load_grammar().classes.items()}
+        facts |= flat(asdict(recipe)) | {"activity": truth, "log": log}
+        save_model(folder, model, tokenizer, facts)
 
     def checkpoint(step: int, log: list[dict]) -> None:
         if checkpoint_every and step % checkpoint_every == 0:

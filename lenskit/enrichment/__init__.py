@@ -11,3 +11,7 @@ __all__ = [
     "enrich",
     "rank_stability",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

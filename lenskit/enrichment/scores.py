@@ -165,6 +165,11 @@ def enrich(
 
     Raises ``ValueError`` when a test cannot reach ``alpha``, when prompts lack a prefix or a
     pair, or when attention is not finite.
+
+    >>> tokens = lk.select_tokens(capture)
+    >>> enrichment = lk.enrich(model, prompts, tokens, draws=199, progress=False)
+    >>> with lk.steer(model, vectors, coefficient=0.04, blocks=enrichment.top(4)):
+    ...     answer = lk.generate(model, concept.questions[0], max_new_tokens=8)
     """
     if null not in get_args(Null):
         raise ValueError(f"null must be one of {', '.join(get_args(Null))}; got {null!r}")
@@ -262,6 +267,12 @@ def rank_stability(*enrichments: Enrichment, k: int | None = None) -> RankStabil
 
     ``k``: the size of the top that is compared, half of the blocks by default. Names are the
     nulls. Raises ``ValueError`` for fewer than two, or for different numbers of blocks.
+
+    >>> tokens = lk.select_tokens(capture)
+    >>> one = lk.enrich(model, prompts, tokens, draws=199, progress=False)
+    >>> other = lk.enrich(model, prompts, tokens, null="windows", progress=False)
+    >>> lk.rank_stability(one, other, k=2).overlap.shape
+    torch.Size([2, 2])
     """
     blocks = {len(enrichment.scores) for enrichment in enrichments}
     if len(enrichments) < 2 or len(blocks) > 1:

@@ -31,3 +31,7 @@ from lenskit.exchange.layers import from_layers, read_layers, to_layers, write_l
 from lenskit.exchange.llama_cpp import read_gguf, write_gguf
 
 __all__ = ["from_layers", "read_gguf", "read_layers", "to_layers", "write_gguf", "write_layers"]
+
+
+def __dir__() -> list[str]:
+    return __all__

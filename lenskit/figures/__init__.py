@@ -20,6 +20,7 @@ from lenskit.figures.inspection import (
     pattern_rows,
     token_texts,
 )
+from lenskit.figures.play import Play, play
 from lenskit.figures.studies import (
     blocks_compared,
     over_steering,
@@ -32,6 +33,8 @@ __all__ = [
     "activation_pca",
     "activity_correlation",
     "attention_map",
+    "Play",
+    "play",
     "blocks_compared",
     "enrichment_by_block",
     "over_steering",
@@ -45,3 +48,7 @@ __all__ = [
     "token_texts",
     "views",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

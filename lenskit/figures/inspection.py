@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def token_texts(model: TransformerBridge, prompts: PromptSet, prompt: int = 0) -> list[str]:
-    """The tokens of one prompt as text, without padding."""
+    """The tokens of one prompt as text, without padding.
+
+    >>> lk.token_texts(model, prompts, prompt=0)[-5:] == list(prompts.candidates)
+    True
+    """
     real = prompts.tokens.attention_mask[prompt].bool()
     return [model.tokenizer.decode([token]) for token in prompts.tokens.input_ids[prompt, real]]
 
@@ -36,6 +40,10 @@ def pattern_rows(
 
     Of one ``block``: ``[head, candidate, key]``. Otherwise of ``blocks``, in increasing order and
     by default all: ``[block, head, candidate, key]``. Raises ValueError for both at once.
+
+    >>> rows = lk.pattern_rows(model, prompts, prompt=0, block=3)
+    >>> rows.shape == (model.cfg.n_heads, len(prompts.candidates), prompts.tokens.lengths[0])
+    True
     """
     if block is not None and blocks is not None:
         raise ValueError(f"block={block} and blocks={blocks} cannot both be given")
@@ -60,6 +68,10 @@ def activity_correlation(
     """Spearman correlation of labels with the true activity over the prefixed prompts, by block.
 
     NaN where the labels are constant. Raises ValueError as ``true_activity``.
+
+    >>> labels = lk.soft_labels(capture, lk.select_tokens(capture))
+    >>> len(lk.activity_correlation(capture, labels)) == capture.layers
+    True
     """
     prefixed = capture.prompts.has_prefix
     truth = true_activity(capture.prompts)[prefixed].numpy()

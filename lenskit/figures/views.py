@@ -20,12 +20,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lenskit.figures.stills import attention_still, tokens_still
 from lenskit.figures.style import BLUE, RED
+
+__all__ = ["Html", "attention_view", "script", "tokens_view"]
 
 _BUNDLE = "dist/cdn/iife.js"
 _SCRIPT = Path(__file__).with_name("views.js")
@@ -268,7 +271,8 @@ def _fitted(source: str) -> str:
 
 
 def _finite(name: str, values: Any) -> Tensor:
-    data = torch.as_tensor(values).detach().to("cpu", torch.float32)
+    given = values if isinstance(values, Tensor) else torch.tensor(np.array(values, np.float32))
+    data = given.detach().to("cpu", torch.float32)
     if data.numel() == 0 or not data.isfinite().all():
         raise ValueError(f"{name} needs finite numbers, at least one; got {tuple(data.shape)}")
     return data
@@ -295,3 +299,7 @@ def _visible(tokens: Sequence[str]) -> list[str]:
     safe = [_line(token.replace("<", "<\u2060").replace("&", "&\u2060")) for token in tokens]
     # Text goes on in a new line after a token that ends one, but for the last.
     return [one + "\n" * ("\n" in t) for one, t in zip(safe[:-1], tokens, strict=False)] + safe[-1:]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -7,16 +7,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lenskit.capture import Capture
-from lenskit.embedded.grammar import load_grammar
+from lenskit.embedded.grammar import load_grammar, trained_activity
 from lenskit.prompts import PromptSet
 from lenskit.selector import TokenSelection
 
 
 def true_activity(prompts: PromptSet) -> Float[Tensor, " prompt"]:
-    """The rate at which the embedded grammar answers each prompt in the concept's voice (0 to 1).
+    """The rate at which a concept of the grammar shows in answers to each prompt (0 to 1).
 
-    0 for a prompt without the prefix. Raises ValueError where concept or statements are not the
-    grammar's own.
+    The truth is that which the embedded model was trained on (``trained_activity``), whatever the
+    grammar's files say now; 0 for a prompt without the prefix. Raises ValueError where concept or
+    statements are not the grammar's own.
+
+    >>> activity = lk.true_activity(prompts)
+    >>> bool((activity[~prompts.has_prefix] == 0).all())
+    True
     """
     grammar, concept = load_grammar(), prompts.concept
     rules = grammar.classes.get(concept.concept_class or "")
@@ -29,8 +34,8 @@ def true_activity(prompts: PromptSet) -> Float[Tensor, " prompt"]:
         raise ValueError(
             f"{unknown[0]!r} is not a statement of the grammar, so its topic is unknown"
         )
-    entry = rules.entries[concept.name]
-    rates = [grammar.activity(entry, topics[statement]) for statement in prompts.statements]
+    activity = trained_activity()[rules.name]
+    rates = [activity[topics[statement]] for statement in prompts.statements]
     return torch.tensor(rates) * prompts.has_prefix
 
 

@@ -26,6 +26,10 @@ def soft_labels(
     Where all labels of a block are equal (the prefix lies outside a sliding window, say) there
     is no scale: ``constant="raise"`` raises ``ValueError`` naming the blocks, ``"hard"`` gives
     them the hard labels. Raises ``ValueError`` for a selection among other candidates or blocks.
+
+    >>> labels = lk.soft_labels(capture, lk.select_tokens(capture))
+    >>> float(labels.min()), float(labels.max())
+    (0.0, 1.0)
     """
     if constant not in ("raise", "hard"):
         raise ValueError(f"constant must be 'raise' or 'hard', got {constant!r}")
@@ -54,6 +58,9 @@ def hard_labels(
 
     ``tokens`` is not used, but must fit; it is there so that both kinds of labels are called
     alike.
+
+    >>> lk.hard_labels(capture)[:4, 0]
+    tensor([1., 0., 1., 0.])
     """
     if tokens is not None:
         tokens.check(capture.candidates, capture.layers)

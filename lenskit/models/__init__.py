@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from lenskit.models.batches import Arrivals, in_batches
 from lenskit.models.check import PATTERN, RESID, SCORES, ModelReport, check_model, model_report
+from lenskit.models.contents import locate
 from lenskit.models.fused import shares
 from lenskit.models.hugging_face import EMBEDDED, load_hugging_face, model_location
 from lenskit.models.loading import load_model, model_fingerprint, same_model
 from lenskit.models.padding import Limits, limits_of
+from lenskit.models.positions import require_positions
 from lenskit.models.reference import (
     EVERYTHING,
     ModelCheckError,
@@ -27,6 +29,7 @@ from lenskit.models.templates import (
     load_tokenizer,
     pad_left,
     position_ids,
+    refuse_special,
     render,
     special_tokens,
 )
@@ -57,12 +60,15 @@ __all__ = [
     "load_hugging_face",
     "load_model",
     "load_tokenizer",
+    "locate",
     "model_fingerprint",
     "model_location",
     "model_report",
     "pad_left",
     "position_ids",
+    "refuse_special",
     "render",
+    "require_positions",
     "run_plain",
     "same_model",
     "shares",
@@ -72,3 +78,7 @@ __all__ = [
     "use_eager_attention",
     "using",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

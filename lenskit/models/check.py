@@ -76,7 +76,10 @@ _reports: WeakKeyDictionary[Any, ModelReport] = WeakKeyDictionary()
 
 
 def model_report(model: TransformerBridge) -> ModelReport:
-    """The report made when the model was loaded; without one, hooks are probed now."""
+    """The report made when the model was loaded; without one, hooks are probed now.
+
+    >>> lk.model_report(model).require_edit("hook_resid_post")
+    """
     report = _reports.get(model)
     return check_model(model) if report is None else report
 
@@ -98,6 +101,9 @@ def check_model(
     so there the model's final norm is applied to our last ``hook_resid_post`` before comparing.
 
     Raises ``ModelCheckError`` that lists all that fails.
+
+    >>> lk.check_model(model).edits
+    ('hook_resid_post', 'attn.hook_attn_scores', 'attn.hook_pattern')
     """
     if reference is not None and not isinstance(reference, Reference):
         reference = Reference.read(reference, model.tokenizer)

@@ -228,7 +228,8 @@ def _probes(model: TransformerBridge) -> Tokens:
     rows = zip(tokens.input_ids, tokens.attention_mask.bool(), strict=True)
     short, long = sorted((ids[real] for ids, real in rows), key=len)
     other = torch.cat([long[: len(long) // 2], short[len(short) // 2 :]])
-    return pad_left([long.tolist(), other.tolist()], model.tokenizer.pad_token_id)
+    padding = 0 if model.tokenizer is None else model.tokenizer.pad_token_id
+    return pad_left([long.tolist(), other.tolist()], padding)
 
 
 def _difference(

@@ -67,6 +67,10 @@ def load_model(
     (``PLAIN_TEMPLATE`` for a base model). Raises ``ModelCheckError`` for a model that transformers
     or TransformerLens cannot open, and when the check fails; ``OSError`` and ``ValueError`` where
     a folder or a device is not there, or where ``hf_model`` comes without any tokenizer.
+
+    >>> model = lk.load_model("lenskit-mini", device="cpu", check=False)
+    >>> model.cfg.n_layers == len(vectors)
+    True
     """
     if check not in (True, False, "hooks"):
         raise ValueError(f"check must be True, False or 'hooks', got {check!r}")
@@ -92,7 +96,7 @@ def load_model(
         if hf_model is None:
             require_model(name, options)
         if tokenizer is None:
-            tokenizer = load_tokenizer(name, **options)
+            tokenizer = _tokenizer(name, options)
     kept = None
     if hf_model is None:
         plain = name == model_location(EMBEDDED) and not own and options == _NO_OPTIONS
@@ -148,6 +152,9 @@ def model_fingerprint(model: TransformerBridge) -> str:
 
     The hash covers the config's sizes and a few entries of 16 weight tensors, rounded to
     bfloat16, so that it is the same on every device and in float32 and bfloat16.
+
+    >>> lk.model_fingerprint(model) == capture.model == vectors.model
+    True
     """
     cfg = model.cfg
     digest = hashlib.sha256()
@@ -175,6 +182,17 @@ def _reason(error: Exception) -> str:
     return str(error).split(" Available architectures")[0] or type(error).__name__
 
 
+def _tokenizer(name: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    try:
+        return load_tokenizer(name, **options)
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:
+        raise ModelCheckError(
+            f"the tokenizer of {name} cannot be opened: {type(error).__name__}: {error}"
+        ) from error
+
+
 def _own_tokenizer(
     hf_model: PreTrainedModel, name: str, options: dict[str, Any]
 ) -> PreTrainedTokenizerBase:
@@ -186,8 +204,8 @@ def _own_tokenizer(
             "(tokenizer=)"
         )
     try:
-        return load_tokenizer(model_location(name), **options)
-    except (ValueError, OSError) as error:
+        return _tokenizer(model_location(name), options)
+    except (ValueError, OSError, ModelCheckError) as error:
         raise ValueError(
             f"hf_model, a {kind}, comes without a tokenizer, and {name!r}, from which it says it "
             f"was loaded, gave none: give its tokenizer too (tokenizer=). {error}"

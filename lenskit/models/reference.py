@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
 from transformers import PreTrainedConfig
 
-from lenskit.models.templates import Tokens, conversation_ids, position_ids
+from lenskit.models.templates import Tokens, conversation_ids, pad_left, position_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,8 +28,10 @@ class ModelCheckError(RuntimeError):
     """A model whose hooks do not return, or do not change, what their names say."""
 
 
-def probe_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokens:
-    """Two short prompts of different lengths, the shorter left padded."""
+def probe_tokens(tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
+    """Two short prompts of different lengths, the shorter left padded; without text, any ids."""
+    if tokenizer is None:
+        return pad_left([[1, 2, 3, 4], [1, *range(5, 15)]], 0)
     return conversation_ids(tokenizer, [[{"role": "user", "content": text}] for text in _PROBES])
 
 

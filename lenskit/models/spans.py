@@ -7,7 +7,6 @@ edge alone do not count, and an empty part has no tokens.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -30,9 +29,10 @@ def encode_with_offsets(
 ) -> tuple[list[list[int]], list[list[Span]]]:
     """The ids of ``encode``, and from which to which character of its text each token stands.
 
-    Blanks may be left out of a span; a token that holds nothing else has an empty one. A tokenizer
-    without offsets of its own, as those written in Python, is asked what its tokens decode to,
-    which must spell the text but for blanks; else this raises ``ValueError``.
+    Blanks may be left out of a span; a token that holds nothing else has an empty one. Where a
+    tokenizer gives no offsets, as those written in Python, or offsets that leave letters out, it
+    is asked what its tokens decode to. Raises ``ValueError`` where that does not spell the text,
+    blanks aside.
     """
     if not tokenizer.is_fast:
         ids = encode(tokenizer, texts)
@@ -41,51 +41,58 @@ def encode_with_offsets(
     ids = encoded["input_ids"]
     spans = []
     for row, given, text in zip(ids, encoded["offset_mapping"], texts, strict=True):
-        if text.strip() and all(left >= right for left, right in given):
-            spans.append(_decoded(tokenizer, row, text))
-        else:
-            spans.append(_without_added_blanks(tokenizer, row, given))
+        missing = _left_out(tokenizer, text, given)
+        try:
+            spans.append(
+                _decoded(tokenizer, row, text)
+                if missing
+                else _without_added_blanks(tokenizer, row, given)
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"this tokenizer leaves {missing!r} out of {text!r}: it has no token for it, or "
+                "gives it no place; write the text otherwise, or use another tokenizer"
+            ) from error
     return ids, spans
 
 
 def tokens_of(text: str, spans: Sequence[Span], start: int, end: int) -> range:
-    """The tokens of ``text[start:end]``; none where it is blank.
-
-    Raises ``ValueError`` where they leave out a character that the tokenizer should have kept.
-    """
+    """The tokens of ``text[start:end]``; none where it is blank."""
     held = [
         max(left, start) < min(right, end)
         and not text[max(left, start) : min(right, end)].isspace()
         for left, right in spans
     ]
-    if missing := _left_out(text, spans, start, end):
-        raise ValueError(
-            f"this tokenizer leaves {missing!r} out of {text[start:end]!r}: it has no token for it "
-            "or gives a wrong place; write the text otherwise, or use another tokenizer"
-        )
     if not any(held):
         return range(0)
     return range(held.index(True), len(held) - held[::-1].index(True))
 
 
-def _left_out(text: str, spans: Sequence[Span], start: int, end: int) -> str:
-    """The characters that no token holds though no normalizer explains it.
+def _left_out(tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[Span]) -> str:
+    """The characters that no token holds though the tokenizer's normalizer does not explain it.
 
-    One may drop marks and control characters, and joins a letter with the marks or the parts of a
-    syllable behind it, to which it gives the place of the first.
+    It may drop accents or control characters, and joins a letter with the marks or the parts of a
+    syllable behind it; the place is then that of the first. A vocabulary that lacks a character
+    drops it too, and what follows is said to stand in its place, so that no place can be trusted.
     """
     covered = {place for left, right in spans for place in range(left, right)}
-    missing, base = [], start
-    for place in range(start, end):
-        if place in covered or text[place].isspace():
+    missing, base = "", 0
+    for place, character in enumerate(text):
+        if place in covered or character.isspace():
             base = place
-        elif unicodedata.category(text[place])[0] not in "MC":
-            before, after = (
-                unicodedata.normalize("NFKC", text[base:i]) for i in (place, place + 1)
-            )
-            if base == place or len(after) > len(before):
-                missing.append(text[place])
-    return "".join(missing)
+        elif _normalized(tokenizer, text[base : place + 1]) > _normalized(
+            tokenizer, text[base:place]
+        ):
+            missing += character
+    unknown = [one for one in dict.fromkeys(text) if missing and not encode(tokenizer, [one])[0]]
+    return "".join(one for one in unknown if not one.isspace()) or missing
+
+
+def _normalized(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """How many letters the tokenizer's normalizer leaves of a text."""
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    changed = text if normalizer is None else normalizer.normalize_str(text)
+    return len("".join(changed.replace("▁", " ").split()))
 
 
 def _without_added_blanks(

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lenskit._display import Displayed, count, spread
+from lenskit.models.positions import require_positions
 from lenskit.models.spans import encode
 
 if TYPE_CHECKING:
@@ -178,8 +179,10 @@ def render(
     """The conversation as text in the chat template, ending where the answer begins.
 
     ``TEMPLATE_ARGUMENTS`` are given to a template that knows them, unless ``template_arguments``
-    say otherwise. Raises ``ValueError`` where the template refuses the conversation.
+    say otherwise. Raises ``TypeError`` for what is no list of messages, and ``ValueError`` where
+    the template refuses it.
     """
+    _require_messages(conversation)
     known = str(tokenizer.chat_template)
     defaults = {name: value for name, value in TEMPLATE_ARGUMENTS.items() if name in known}
     try:
@@ -190,7 +193,7 @@ def render(
             **{**defaults, **(template_arguments or {})},
         )
     except Exception as error:
-        roles = [message.get("role", "no role") for message in conversation]
+        roles = [message["role"] for message in conversation]
         advice = (
             ". This template may know no system messages: put the text at the beginning of the "
             "user's message instead (build_prompts: system=False)"
@@ -209,6 +212,31 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     return {token for token in named if token}
 
 
+def refuse_special(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], name: str) -> None:
+    """Raise ``ValueError`` where a text of the user's would be read as a special token.
+
+    It would end a message or begin another, so that the prompt is not what it seems.
+    """
+    for token in special_tokens(tokenizer):
+        if any(token in text for text in texts):
+            raise ValueError(
+                f"{name} contains {token!r}, which this tokenizer reads as one special token; "
+                "leave it out or write it otherwise"
+            )
+
+
+def _require_messages(conversation: Any) -> None:
+    """Raise ``TypeError`` unless this is a list of messages, each with a role and a text."""
+    form = "a conversation is a list of messages, [{'role': 'user', 'content': '…'}]"
+    if isinstance(conversation, str | Mapping):
+        given = "one text" if isinstance(conversation, str) else "one dict"
+        raise TypeError(f"{form}; got {given}, {conversation!r}")
+    for message in conversation:
+        texts = isinstance(message, Mapping) and [message.get(key) for key in ("role", "content")]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"{form} with two texts each; got {message!r}")
+
+
 def chat_ids(
     model: TransformerBridge,
     conversations: Sequence[Conversation],
@@ -220,9 +248,17 @@ def chat_ids(
     Every conversation is a list of ``{"role": …, "content": …}`` and ends where the answer
     begins. ``template_arguments`` go to the template, before ``TEMPLATE_ARGUMENTS``, which switch
     thinking off (``{"enable_thinking": True}`` switches it on).
-    Returns tokens ``[prompt, pos]`` on the CPU.
+    Returns tokens ``[prompt, pos]`` on the CPU. Raises ``TypeError`` for what is no list of lists
+    of messages, and ``ValueError`` for a text that contains a special token, for a conversation
+    that the template refuses, and for one that is longer than the model's positions.
+
+    >>> tokens = lk.chat_ids(model, [[{"role": "user", "content": "Hello!"}]])
+    >>> len(tokens)
+    1
     """
-    return conversation_ids(model.tokenizer, conversations, template_arguments=template_arguments)
+    tokens = conversation_ids(model.tokenizer, conversations, template_arguments=template_arguments)
+    require_positions(model, tokens)
+    return tokens
 
 
 def conversation_ids(
@@ -234,5 +270,9 @@ def conversation_ids(
     """``chat_ids`` for a tokenizer without its model."""
     if len(conversations) == 0:
         raise ValueError("conversations is empty; give at least one list of messages")
+    if isinstance(conversations, str | Mapping):
+        raise TypeError(f"conversations must be a list of lists of messages, got {conversations!r}")
     texts = [render(tokenizer, conversation, template_arguments) for conversation in conversations]
+    contents = [message["content"] for conversation in conversations for message in conversation]
+    refuse_special(tokenizer, contents, "a message")
     return pad_left(encode(tokenizer, texts), tokenizer.pad_token_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lenskit.scoring.grammar import check_grammar_judge, grammar_judge
 from lenskit.scoring.judges import cohen_kappa, endpoint_judge, likelihood_judge
 from lenskit.scoring.own import file_judge
 from lenskit.scoring.steerability import (
@@ -10,7 +11,6 @@ from lenskit.scoring.steerability import (
     Verdict,
     as_verdict,
     fluency,
-    grammar_judge,
     phrase_judge,
     repetition,
     steerability,
@@ -24,6 +24,7 @@ __all__ = [
     "Steerability",
     "Verdict",
     "as_verdict",
+    "check_grammar_judge",
     "file_judge",
     "fluency",
     "grammar_judge",
@@ -31,3 +32,7 @@ __all__ = [
     "repetition",
     "steerability",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -128,6 +128,10 @@ def endpoint_judge(
     nothing. ``max_requests``: the budget, repeated attempts counted. ``options``: further fields
     of the request. ``transport``: ``timeout``, ``retries``, ``backoff`` and ``longest_wait`` of
     ``ChatEndpoint``. AGS asks GPT-4o with a rubric for each question; ``RUBRIC`` is ours.
+
+    >>> judge = lk.endpoint_judge("gpt-4o", base_url="http://localhost:8000/v1", max_requests=100)
+    >>> judge(concept, "What is scary?", "").reason  # no request for an empty answer
+    'unfinished'
     """
     endpoint = ChatEndpoint(
         model, base_url, max_requests=max_requests, options=options, **transport
@@ -269,6 +273,10 @@ def likelihood_judge(
     (more than ``most_surprise`` nats a token for the model that was told the concept). It sees
     evidence, not quality: ``benchmarks/judges.py`` measures its agreement with the exact judge,
     and ``cohen_kappa`` with any other. Limits are for the model at hand to be set by that.
+
+    >>> judge = lk.likelihood_judge(model)
+    >>> judge(concept, concept.questions[0], "").score
+    0
     """
     return LikelihoodJudge(model, threshold, most_surprise, most_repetition, batch_size)
 
@@ -278,6 +286,9 @@ def cohen_kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
 
     ``(p_o - p_e) / (1 - p_e)`` (Cohen 1960); NaN where both give all items one and the same label.
     Raises ValueError for none or a different number of labels.
+
+    >>> lk.cohen_kappa([1, 1, 0, 0], [1, 1, 0, 1])
+    0.5
     """
     if not len(a) or len(a) != len(b):
         raise ValueError(f"a and b must hold as many labels, one at least: {len(a)} and {len(b)}")

@@ -17,8 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lenskit._display import Displayed
 from lenskit.concepts import Concept, question_prompt
-from lenskit.embedded.grammar import load_grammar
-from lenskit.embedded.judge import Verdict, judge_answer
+from lenskit.embedded.judge import Verdict
 from lenskit.models import chat_ids, position_ids, using
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "Verdict",
     "as_verdict",
     "fluency",
-    "grammar_judge",
     "phrase_judge",
     "repetition",
     "steerability",
@@ -57,26 +55,6 @@ def as_verdict(judged: Verdict | float) -> Verdict:
         raise ValueError(f"a judge's score must be from 0 to 1, got {judged!r}")
     whole = int(score) if score.is_integer() else score
     return Verdict(whole, "on concept" if score >= 0.5 else "off concept")  # type: ignore[arg-type]
-
-
-def grammar_judge(concept: Concept, question: str, answer: str) -> Verdict:
-    """The exact judge of the embedded grammar: 1 only if the whole answer is the concept's.
-
-    An answer of ``generate`` that ran out of ``max_new_tokens`` is "unfinished". Raises ValueError
-    for a concept that the grammar does not know.
-    """
-    classes = load_grammar().classes
-    rules = classes.get(concept.concept_class or "")
-    if rules is None or concept.name not in rules.entries:
-        raise ValueError(
-            f"concept {concept.name!r} of class {concept.concept_class!r} is not in the embedded "
-            "grammar; judge it with phrase_judge or a judge of your own"
-        )
-    verdict = judge_answer(rules.name, concept.name, answer)
-    # A generated answer knows whether it was cut, which between two sentences its text cannot show.
-    if verdict.score and not getattr(answer, "finished", True):
-        return Verdict(0, "unfinished")
-    return verdict
 
 
 @dataclass(frozen=True)
@@ -114,12 +92,20 @@ def phrase_judge(
 
     ``phrases``: by concept name, or one list for all. An answer whose ``repetition`` exceeds
     ``most_repetition`` scores 0. The judge raises ValueError for a concept without phrases.
+
+    >>> judge = lk.phrase_judge({"spiders": ["web", "eight legs"]})
+    >>> judge(concept, "What is scary?", "Anything with eight legs.")
+    Verdict(score=1, reason='on concept')
     """
     return PhraseJudge(phrases, most_repetition)
 
 
 def repetition(answer: str, words: int = 3) -> float:
-    """Share of the answer's runs of ``words`` words that stood in it before (0 to 1)."""
+    """Share of the answer's runs of ``words`` words that stood in it before (0 to 1).
+
+    >>> lk.repetition("tea and tea and tea and tea")
+    0.6
+    """
     tokens = re.findall(r"\w+", answer.lower())
     runs = [tuple(tokens[i : i + words]) for i in range(len(tokens) - words + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
@@ -139,6 +125,11 @@ def fluency(
     With ``prefixes`` the model reads each prefix before its question: how natural the answer is
     for somebody who was told the concept. NaN for an empty answer. Raises ValueError when the
     lengths differ. Call it outside ``steer``.
+
+    >>> question = concept.questions[0]
+    >>> own, odd = lk.fluency(model, [question] * 2, ["I fear spiders.", "tea tea tea"])
+    >>> bool(own < odd)
+    True
     """
     prefixes = [""] * len(questions) if prefixes is None else prefixes
     if not len(questions) == len(answers) == len(prefixes):
@@ -202,6 +193,9 @@ def steerability(
 
     ``held_out`` chooses on every ``chosen_on`` of the questions in turn; of equal coefficients
     the smallest in size is taken. Raises ValueError with no question left to score, or NaN.
+
+    >>> lk.steerability([[0, 1, 0], [1, 1, 1]], coefficients=[0.02, 0.04])
+    Steerability(best=1.0, held_out=1.0, coefficient=1)
     """
     scores = torch.as_tensor(scores, dtype=torch.float64)
     if scores.ndim != 2 or not scores.numel() or bool(scores.isnan().any()):

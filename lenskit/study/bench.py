@@ -187,6 +187,11 @@ def study_concept(
 
     Raises ValueError for a concept with fewer than three test questions: two choose the
     coefficient, and the others are scored.
+
+    >>> options = {"coefficients": 0.04, "prompts": 40, "max_new_tokens": 3}
+    >>> rows = lk.study_concept(model, concept, lk.Variant(), **options)
+    >>> [row["question"] for row in rows] == list(concept.questions)
+    True
     """
     if len(concept.questions) < 3:
         raise ValueError(

@@ -27,6 +27,11 @@ def paired_differences(
     ``draws`` bootstrap samples of concepts), and ``steerable``, the share of concepts of which the
     best coefficient makes at least one answer show the concept. With a single concept there is no
     interval, and its ends are NaN. Raises ValueError where ``to`` is not in the study.
+
+    >>> options = {"coefficients": 0.04, "prompts": 40, "max_new_tokens": 3, "progress": False}
+    >>> study = lk.run_study(model, concept, lk.variants(controls="unsteered"), **options)
+    >>> lk.paired_differences(study)["control"].tolist()
+    ['', 'unsteered']
     """
     if not 0 < level < 1 or draws < 1:
         raise ValueError(f"level must be in (0, 1) and draws 1 or more, got {level} and {draws}")

@@ -46,6 +46,13 @@ def read_study(out: str | Path, concepts: Iterable[Concept]) -> Study:
     """The finished study of these concepts that the folder ``out`` holds.
 
     Raises ValueError where a concept is still to be done.
+
+    >>> import tempfile
+    >>> options = {"coefficients": 0.04, "prompts": 40, "max_new_tokens": 3, "progress": False}
+    >>> out = tempfile.mkdtemp()
+    >>> done = lk.run_study(model, concept, lk.Variant(), out=out, **options)
+    >>> len(lk.read_study(out, [concept]).answers) == len(done.answers)
+    True
     """
     concepts = list(concepts)
     files = [concept_file(Path(out), concept) for concept in concepts]

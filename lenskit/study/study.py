@@ -46,7 +46,8 @@ class Study(Displayed):
         keys = ["concept_class", "concept", *KEYS]
         for key, group in self.answers.groupby(keys, sort=False):
             table = group.pivot_table(index="coefficient", columns="question", values="score")
-            found = steerability(torch.tensor(table.to_numpy()), list(table.index))
+            scores = torch.tensor(table.to_numpy())
+            found = steerability(scores, list(table.index))  # type: ignore[operator]
             rows.append(
                 dict(zip(keys, key, strict=True))
                 | {

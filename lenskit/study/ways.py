@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -17,9 +18,10 @@ from lenskit.labels import LABELS
 from lenskit.recipes import DEFAULT, Recipe, find_recipe
 from lenskit.vectors import learners_of
 
-__all__ = ["COEFFICIENTS", "CONTROLS", "Variant", "settings_of", "variants"]
+__all__ = ["COEFFICIENTS", "CONTROLS", "Variant", "settings_of", "variants", "warn_of_silence"]
 
 COEFFICIENTS = DEFAULT.coefficients
+SILENT = 0.05
 CONTROLS = ("unsteered", "prompted", "random vector", "shuffled labels")
 # A stricter shuffle, which tells nothing of the prefix either; it has to be asked for.
 BALANCED = "balanced shuffle"
@@ -104,6 +106,18 @@ def settings_of(variants: Iterable[Variant] | Variant | None, options: Mapping[s
         made["relative"] = recipe.relative
     made["coefficients"] = _coefficients(made.get("coefficients"), recipe)
     return ways, made
+
+
+def warn_of_silence(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Warn once where even the real prefix in the prompt scores near 0: rows of a study."""
+    scores = [row["score"] for row in rows if row["control"] == "prompted"]
+    if scores and (mean := sum(scores) / len(scores)) <= SILENT:
+        warnings.warn(
+            f"the prompted control scores {mean:.2f} over {len(scores)} answers: with the prefix "
+            "in the prompt the judge sees the concept hardly ever, so scores of steering say "
+            "little; does the model follow the prefix, and does the judge know what shows it?",
+            stacklevel=3,
+        )
 
 
 def _ways(variants: Iterable[Variant] | Variant | None, recipe: Recipe) -> Iterable[Variant]:

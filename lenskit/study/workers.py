@@ -43,6 +43,9 @@ def run_on_workers(
 
     Raises ``ImportError`` without Ray, ``ValueError`` where Ray has too few GPUs or cores and for
     concepts as ``run_study``, and whatever a worker raises.
+
+    >>> fears = list(lk.concepts["fears"].values())
+    >>> study = lk.run_on_workers(lk.load_model, fears, out="fears", workers=4)  # doctest: +SKIP
     """
     concepts = distinct(concepts)
     variants, options = settings_of(variants, options)

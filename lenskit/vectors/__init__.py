@@ -41,3 +41,7 @@ __all__ = [
     "read_safetensors",
     "split",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

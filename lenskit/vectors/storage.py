@@ -48,6 +48,12 @@ class ConceptVectors(Arithmetic, Displayed):
 
     ``len(v)`` is the number of blocks and ``v[layer]`` a block's direction. ``2 * v``, ``-v``,
     ``v / 2``, ``v + w`` and ``v - w`` are combinations that ``steer`` takes.
+
+    >>> len(vectors) == len(2 * vectors), vectors[3].shape == (model.cfg.d_model,)
+    (True, True)
+    >>> other = lk.fit_vectors(capture, tokens=-1, progress=False)
+    >>> with lk.steer(model, vectors - 0.5 * other, coefficient=0.04):
+    ...     answer = lk.generate(model, concept.questions[0], max_new_tokens=8)
     """
 
     directions: Float[Tensor, "layer d_model"]

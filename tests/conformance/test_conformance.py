@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
+import families
 import pytest
 import tiny
 import torch
@@ -387,6 +388,15 @@ def test_the_command_shows_that_a_tokenizer_or_a_gpu_is_not_there(tmp_path, caps
     (folder / "tokenizer.json").write_text("{}")
     shown, verdict = table_of(folder, capsys, monkeypatch)
     assert not verdict and "tokenizer" in shown
+
+
+@pytest.mark.parametrize("style", families.REAL_STYLES)
+def test_the_command_finds_that_all_is_well_with_a_real_models_tokenizer(
+    style, capsys, monkeypatch
+):
+    shown, verdict = table_of(families.real_style_folder(style), capsys, monkeypatch)
+    assert verdict, shown
+    assert "candidate tokens" in shown and not re.search(r"\bno\b(?!, not needed)", shown)
 
 
 def test_whatever_a_check_raises_is_its_result(monkeypatch):

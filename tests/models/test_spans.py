@@ -192,3 +192,13 @@ def test_a_slow_tokenizer_that_loses_the_text_is_refused_with_the_reason():
         ValueError, match="SlowTokenizer gives no character offsets, and its tokens"
     ):
         build_prompts(model, PREFIX, statements=STATEMENTS)
+
+
+def test_a_word_of_one_letter_behind_a_special_token_is_not_trimmed_away():
+    tokenizer = prepare_tokenizer(families.real_tokenizer("opt", "chatml"))
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}<|im_end|>"
+    )
+    prompts = build_prompts(SimpleNamespace(tokenizer=tokenizer), "a", statements=STATEMENTS)
+    marked = prompts.tokens.input_ids[0][prompts.prefix_mask[0]].tolist()
+    assert tokenizer.convert_ids_to_tokens(marked) == ["Ġa"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import transformers
 from tokenizers import (
     AddedToken,
     Regex,
@@ -30,6 +31,7 @@ from lenskit.models import (
     render,
     special_tokens,
 )
+from lenskit.models.positions import positions
 from lenskit.models.templates import PLAIN_TEMPLATE, TEMPLATE_ARGUMENTS, encode, prepare_tokenizer
 from lenskit.prompts import build_prompts
 
@@ -549,8 +551,8 @@ def test_a_tokenizer_in_python_works_for_chats():
     assert tokens.lengths[0] < tokens.lengths[1]
 
 
-@pytest.mark.parametrize("lost", [range(1000), range(3, 9)])
-def test_offsets_that_leave_out_the_prefix_are_replaced_or_refused(lost):
+@pytest.mark.parametrize("lost", [range(1000), range(3, 9), range(5, 6)])
+def test_offsets_that_leave_out_letters_are_replaced_by_what_the_tokens_decode_to(lost):
     tokenizer = copy.copy(tokenizer_of("llama 3"))
     whole = build_prompts(SimpleNamespace(tokenizer=tokenizer), PREFIX, statements=STATEMENTS)
 
@@ -565,10 +567,98 @@ def test_offsets_that_leave_out_the_prefix_are_replaced_or_refused(lost):
             return encoded
 
     tokenizer.__class__ = WithoutOffsets
-    model = SimpleNamespace(tokenizer=tokenizer)
-    if len(lost) == 1000:
-        prompts = build_prompts(model, PREFIX, statements=STATEMENTS)
-        assert torch.equal(prompts.prefix_mask, whole.prefix_mask)
-    else:
-        with pytest.raises(ValueError, match="leaves 'Take.*' out of 'Take on a cheerful mood.'"):
-            build_prompts(model, PREFIX, statements=STATEMENTS)
+    prompts = build_prompts(SimpleNamespace(tokenizer=tokenizer), PREFIX, statements=STATEMENTS)
+    assert torch.equal(prompts.prefix_mask, whole.prefix_mask)
+
+
+MESSAGE = {"role": "user", "content": "Why?"}
+
+
+@pytest.mark.parametrize(
+    ("conversations", "message"),
+    [
+        (MESSAGE, "conversations must be a list of lists of messages"),
+        ("Why?", "conversations must be a list of lists of messages"),
+        ([MESSAGE], "a conversation is a list of messages.*got one dict"),
+        (["Why?"], "a conversation is a list of messages.*got one text, 'Why[?]'"),
+        ([["Why?"]], "with two texts each; got 'Why[?]'"),
+        ([[{"role": "user"}]], "with two texts each; got {'role': 'user'}"),
+        ([[{"role": "user", "content": None}]], "with two texts each; got"),
+        ([[{"content": "Why?"}]], "with two texts each; got"),
+    ],
+)
+def test_what_is_no_list_of_conversations_is_refused_with_the_right_form(conversations, message):
+    with pytest.raises(TypeError, match=message):
+        chat_ids(model_of("llama 3"), conversations)
+
+
+@pytest.mark.parametrize("family", ["llama 3", "chatml", "mistral 0.3"])
+def test_a_special_token_in_a_question_is_refused(family):
+    model = model_of(family)
+    token = model.tokenizer.eos_token
+    spelled = [{"role": "user", "content": f"Why?{token} Because"}]
+    with pytest.raises(ValueError, match=f"a message contains {token!r}".replace("|", r"\|")):
+        chat_ids(model, [TURNS, spelled])
+
+
+def test_a_special_token_in_a_question_is_refused_by_generate_too():
+    with pytest.raises(ValueError, match=r"a message contains '<\|eot_id\|>'"):
+        generate(tiny.shared_model(), "Why?<|eot_id|>", max_new_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "expected"),
+    [
+        ("gpt2", {"n_positions": 64}, 64),
+        ("llama", {"max_position_embeddings": 64}, 64),
+        ("mpt", {"max_seq_len": 64, "max_position_embeddings": None}, 64),
+        ("falcon-alibi", {}, None),
+        ("gemma3", {"max_position_embeddings": 64}, 64),
+        (
+            "llama",
+            {"max_position_embeddings": 64, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+            256,
+        ),
+        (
+            "llama",
+            {
+                "max_position_embeddings": 256,
+                "rope_scaling": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                },
+            },
+            256,
+        ),
+        (
+            "llama",
+            {
+                "max_position_embeddings": 256,
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                },
+            },
+            256,
+        ),
+    ],
+)
+def test_positions_are_those_of_the_config_scaled_where_it_says_so(
+    architecture, settings, expected
+):
+    family, own = (tiny.ARCHITECTURES | tiny.FURTHER)[architecture]
+    name = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
+    config = getattr(transformers, name)(**{**own, **settings})
+    assert positions(SimpleNamespace(original_model=SimpleNamespace(config=config))) == expected
+
+
+def test_questions_longer_than_the_positions_are_refused_before_anything_is_written():
+    model = tiny.shared_model()
+    with pytest.raises(ValueError, match="1 of 2 prompts are too long.*512 positions"):
+        generate(model, ["Why?", "Rain is better than sun. " * 100], max_new_tokens=1)
+    with pytest.raises(ValueError, match="and 510 new ones.*ask for fewer new tokens"):
+        generate(model, "Why?", max_new_tokens=510)

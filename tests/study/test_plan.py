@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from io import StringIO
 
+import families
 import pytest
 import tiny
 import torch
@@ -209,6 +210,15 @@ def test_what_cannot_be_measured_is_said_beside_what_can(name):
     assert "–" in console.file.getvalue() and "because" in console.file.getvalue()
 
 
+@pytest.mark.parametrize("style", families.REAL_STYLES)
+def test_a_model_with_a_real_models_tokenizer_has_a_plan(style):
+    words = ["plan", str(families.real_style_folder(style)), "--device", "cpu", "--concepts", "3"]
+    small = ["--prompts", "8", "--answers", "2", "--max-new-tokens", "2"]
+    done = CliRunner().invoke(app, [*words, *small])
+    assert done.exit_code == 0, done.output
+    assert "3 concepts" in done.output and "–" not in done.output
+
+
 def test_the_command_says_what_does_not_hold_and_ends_with_1(tmp_path):
     folder = folder_with(tmp_path, FAILS["no closing tokens"][0])
     small = ["--prompts", "8", "--answers", "2", "--max-new-tokens", "2"]
@@ -223,3 +233,12 @@ def test_a_model_without_attention_has_a_plan_of_what_it_can_do(tmp_path):
     done = CliRunner().invoke(app, ["plan", str(folder), "--device", "cpu", "--prompts", "8"])
     assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
     assert "capture" in done.output
+
+
+@pytest.mark.parametrize("written", ["{}", "no json", '{"model": {"type": "odd"}}'])
+def test_a_tokenizer_that_cannot_be_opened_is_a_line(tmp_path, written):
+    folder = tiny.tiny_folder(tmp_path)
+    (folder / "tokenizer.json").write_text(written)
+    done = CliRunner().invoke(app, ["plan", str(folder), "--device", "cpu"])
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+    assert done.output.startswith("Error: ") and "tokenizer" in done.output

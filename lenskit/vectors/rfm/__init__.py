@@ -11,3 +11,7 @@ from lenskit.vectors.rfm.grid import BlockFits, each_block, fit_blocks
 from lenskit.vectors.rfm.machine import RecursiveFeatureMachine
 
 __all__ = ["BlockFits", "RecursiveFeatureMachine", "each_block", "fit_blocks"]
+
+
+def __dir__() -> list[str]:
+    return __all__
