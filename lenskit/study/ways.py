@@ -53,6 +53,11 @@ class Variant(Displayed):
         if self.control:
             _among("control", self.control, CONTROLS)
 
+    @property
+    def still(self) -> bool:
+        """Whether it is a control without any vectors."""
+        return self.control in ("unsteered", "prompted")
+
 
 def variants(
     recipe: Recipe | str | None = None,
