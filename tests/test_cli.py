@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import Future
-from functools import wraps
 from importlib import import_module
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from lenskit.cli import app
 from lenskit.concepts import choose_concepts, read_blocks, read_numbers, read_shard, spread
 from lenskit.scoring import phrase_judge
 from lenskit.study import Variant, demo, run, run_study, score_table
+from lenskit.study.engine import Here
 
 THREE = ["fears/spiders", "moods/cheerful", "places/Paris"]
 
@@ -71,17 +70,17 @@ def test_a_study_writes_the_tables_of_its_answers_and_scores(whole):
 
 def test_a_study_that_was_stopped_goes_on_and_ends_the_same(small, whole, tmp_path, monkeypatch):
     done: list[str] = []
-    steps = run.study_concept
+    steps = run.studied
 
-    @wraps(steps)
-    def stopped(model, concept, *rest, **options):
+    def stopped(settings, model, cells):
         if done:
             raise KeyboardInterrupt
-        done.append(concept.name)
-        return steps(model, concept, *rest, **options)
+        done.extend(concept.name for concept, _ in cells.values())
+        return steps(settings, model, cells)
 
+    small = (*small, "--batch-size", 10)  # the answers of one concept
     with monkeypatch.context() as patch:
-        patch.setattr(run, "study_concept", stopped)
+        patch.setattr(run, "studied", stopped)
         first = lenskit(*small, "--out", tmp_path)
     assert first.exit_code == 130
     assert first.stderr == "Stopped. Run the same command again to go on.\n"
@@ -89,23 +88,33 @@ def test_a_study_that_was_stopped_goes_on_and_ends_the_same(small, whole, tmp_pa
 
     again: list[str] = []
 
-    @wraps(steps)
-    def counted(model, concept, *rest, **options):
-        again.append(concept.name)
-        return steps(model, concept, *rest, **options)
+    def counted(settings, model, cells):
+        again.extend(concept.name for concept, _ in cells.values())
+        return steps(settings, model, cells)
 
-    monkeypatch.setattr(run, "study_concept", counted)
+    monkeypatch.setattr(run, "studied", counted)
     second = lenskit(*small, "--out", tmp_path)
     assert second.exit_code == 0, second.output
     assert again == ["cheerful", "Paris"]
     assert csv_of(tmp_path) == csv_of(whole)
 
 
+def test_cells_that_fail_are_one_line_and_the_rest_is_kept(small, tmp_path, monkeypatch):
+    def failing(settings, model, cells):
+        raise ArithmeticError("no\nnumbers")
+
+    monkeypatch.setattr(run, "studied", failing)
+    done = lenskit(*small, "--out", tmp_path)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Error: 3 cells failed: ArithmeticError: no numbers (fears, ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_shards_share_a_folder_and_the_last_one_writes_the_tables(small, whole, tmp_path):
     first = lenskit(*small, "--out", tmp_path, "--shard", "0/2")
     assert first.exit_code == 0 and "1 of 3 concepts are still to be done" in first.stdout
     assert not (tmp_path / "answers.csv").exists()
-    assert len(list(tmp_path.glob("*.json"))) == 2
+    assert len(list(tmp_path.glob("cells-*.jsonl"))) == 1
     second = lenskit(*small, "--out", tmp_path, "--shard", "1/2")
     assert second.exit_code == 0, second.output
     assert csv_of(tmp_path) == csv_of(whole)
@@ -216,19 +225,11 @@ def test_shards_numbers_and_blocks_are_read():
     assert read_blocks(["all", "4,5", "all"]) == ("all", "4,5")
 
 
-class InThisProcess:
-    """Stands in for a pool of processes."""
+class InThisProcess(Here):
+    """Instead of processes, which would load the model anew."""
 
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
-
-    def submit(self, function, *arguments) -> Future:
-        future: Future = Future()
-        future.set_result(function(*arguments))
-        return future
-
-    def shutdown(self, **_: object) -> None:
-        pass
+    def __init__(self, load, compute, size, devices=None):
+        super().__init__(load, compute)
 
 
 @pytest.fixture
@@ -247,11 +248,11 @@ def small_demo(monkeypatch):
         "COEFFICIENTS": (0.5, 2.0),
         "PROMPTS": 40,
         "OPTIONS": settings,
-        "ProcessPoolExecutor": InThisProcess,
+        "Processes": InThisProcess,
         "load_model": lambda *_, **__: model,
-        "_loaded": [model],
     }.items():
         monkeypatch.setattr(demo, name, value)
+    monkeypatch.setattr(run, "Processes", InThisProcess)
 
 
 def test_the_demo_prints_its_table_and_writes_its_pictures(small_demo, tmp_path):
@@ -282,11 +283,12 @@ def test_the_demo_prints_its_table_and_writes_its_pictures(small_demo, tmp_path)
 
 def test_the_demo_selects_the_tokens_that_its_study_used(small_demo, tmp_path):
     concept = lk.concepts["moods"]["cheerful"]
-    offsets = demo._steer(concept, tmp_path)
     model = tiny.shared_model()
+    found = demo._selected(lambda: model, [concept], tmp_path / "tokens", "m:1", 2)
+    offsets = found["moods", "cheerful"]
     seen = lk.capture(model, lk.build_prompts(model, concept, number=40), progress=False)
     assert offsets == lk.select_tokens(seen).offsets.tolist()
-    kept = run_study(model, [concept], demo.VARIANTS, out=tmp_path, progress=False, **demo.OPTIONS)
+    kept = run_study(model, [concept], demo.VARIANTS, progress=False, **demo.OPTIONS)
     assert len(kept.answers) == (len(demo.VARIANTS) - 2) * 2 * 5 + 2 * 5
 
 

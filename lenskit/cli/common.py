@@ -80,10 +80,10 @@ def mistakes(again: str = "") -> Iterator[None]:
         raise typer.Exit(0) from None
     except Exception as error:
         from lenskit.models import ModelCheckError
+        from lenskit.study import CellsFailed
 
-        known = isinstance(
-            error, ValueError | LookupError | OSError | ImportError | ModelCheckError
-        )
+        mistake = ValueError | LookupError | OSError | ImportError | ModelCheckError | CellsFailed
+        known = isinstance(error, mistake)
         if _settings["traceback"] or not known:
             raise
         # The text of a KeyError is the repr of its message.

@@ -114,7 +114,7 @@ def study(
         str, typer.Option(help="i/n: every n-th concept from the i-th, for n processes")
     ] = "0/1",
     workers: Annotated[
-        int | None, typer.Option(help="processes with a GPU each, or a core without (needs ray)")
+        int | None, typer.Option(help="processes with a GPU each, or a core without")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder that keeps what is finished")] = None,
     batch_size: Annotated[int, typer.Option(help="answers generated at once")] = 256,

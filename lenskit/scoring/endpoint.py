@@ -100,13 +100,24 @@ class ChatEndpoint:
         self.backoff, self.longest_wait = backoff, longest_wait
         self.requests = 0
         self._lock = threading.Lock()
-        # What is on this machine is asked without a proxy, which would see the key in the clear.
-        handlers = [urllib.request.ProxyHandler({})] if _is_local(parts) else []
-        self._opener = urllib.request.build_opener(_NoRedirects, *handlers)
+        self._opener = _opener(self.url)
 
     def __repr__(self) -> str:
         budget = "" if self.max_requests is None else f" of {self.max_requests}"
         return f"ChatEndpoint({self.model!r}, {self.url!r}, {self.requests}{budget} requests)"
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.max_requests is not None:
+            raise TypeError(
+                f"max_requests={self.max_requests} cannot be shared among processes, each of which "
+                "would spend as much; run with one process, or leave it out"
+            )
+        kept = {**vars(self), "requests": 0}
+        return {name: value for name, value in kept.items() if name not in ("_lock", "_opener")}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock, self._opener = threading.Lock(), _opener(self.url)
 
     def body(self, system: str, user: str) -> dict[str, Any]:
         """The JSON of a request."""
@@ -189,6 +200,13 @@ class ChatEndpoint:
     def without_key(self, text: str) -> str:
         """The start of what a server said, fit for a message: one line, and the key taken out."""
         return _excerpt(text.encode("utf-8", "backslashreplace"), _key(self.url))
+
+
+def _opener(url: str) -> urllib.request.OpenerDirector:
+    # What is on this machine is asked without a proxy, which would see the key in the clear.
+    local = _is_local(urllib.parse.urlsplit(url))
+    handlers = [urllib.request.ProxyHandler({})] if local else []
+    return urllib.request.build_opener(_NoRedirects, *handlers)
 
 
 def _exchange(

@@ -1,12 +1,11 @@
-"""One concept's part of a study: vectors made in several ways, steered, judged."""
+"""What the variants of one concept share: prompts, capture, enrichment, and vectors."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
 from typing import Literal
 
 import torch
@@ -17,18 +16,16 @@ from transformer_lens.model_bridge import TransformerBridge
 from lenskit.capture import Capture, capture
 from lenskit.concepts import Concept
 from lenskit.enrichment import Enrichment, enrich
-from lenskit.generation import SteeringRow, generate_steered
 from lenskit.labels import find_labels
 from lenskit.prompts import PromptSet, build_prompts, with_separator
 from lenskit.recipes import Recipe
-from lenskit.scoring import Judge, as_verdict, grammar_judge
 from lenskit.selector import TokenSelection, find_tokens
-from lenskit.study.ways import Variant, settings_of
+from lenskit.study.ways import Variant
 from lenskit.vectors import ConceptVectors, fit_vectors, split
 
 
 @dataclass(frozen=True)
-class _Workbench:
+class Workbench:
     """What the variants of one concept share, each part computed at most once."""
 
     model: TransformerBridge
@@ -82,8 +79,24 @@ class _Workbench:
                 return self.enrichment.top(k) if how == "top" else self.enrichment.bottom(k)
         return tuple(int(block) for block in spec.split(","))
 
+    def steering(self, variant: Variant) -> ConceptVectors | None:
+        """The variant's vectors, zero at the blocks that it leaves alone; None: not steered."""
+        vectors = self.vectors(variant)
+        blocks = None if vectors is None else self.blocks(variant.blocks)
+        if vectors is None or blocks is None:
+            return vectors
+        number = self.model.cfg.n_layers
+        if not blocks or not all(0 <= block < number for block in blocks):
+            raise ValueError(
+                f"blocks {variant.blocks!r} must be among 0 to {number - 1} for this model"
+            )
+        kept = torch.zeros(number, 1)
+        kept[list(blocks)] = 1
+        return replace(vectors, directions=vectors.directions * kept)
+
     def vectors(self, variant: Variant) -> ConceptVectors | None:
-        if variant.control in ("unsteered", "prompted"):
+        """The variant's vectors at every block, fitted once for all that differ in blocks."""
+        if variant.still:
             return None
         key = (variant.token, variant.labels, variant.learner, variant.control)
         if key not in self._vectors:
@@ -119,7 +132,7 @@ class _Workbench:
 
 def own_seed(concept: Concept, seed: int) -> int:
     """A seed of the concept's own: the concepts of one study must not share their draws."""
-    own = f"{seed}/{concept.concept_class}/{concept.name}".encode()
+    own = f"{seed}/{concept.concept_class}/{concept.name}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(own).digest()[:4])
 
 
@@ -160,76 +173,3 @@ def _learnable(draw: Callable[[], Tensor]) -> Tensor:
         if all(bool((part != part[:1]).any(0).all()) for part in (drawn[:train], drawn[train:])):
             break
     return drawn
-
-
-def study_concept(
-    model: TransformerBridge,
-    concept: Concept,
-    variants: Sequence[Variant] | Variant | None = None,
-    *,
-    recipe: Recipe | str | None = None,
-    coefficients: Sequence[float] | float | None = None,
-    relative: bool | None = None,
-    prompts: int = 400,
-    statements: Sequence[str] | None = None,
-    judge: Judge = grammar_judge,
-    learners: Mapping[str, Callable[[], object]] | None = None,
-    max_new_tokens: int = 50,
-    batch_size: int = 256,
-    seed: int = 0,
-) -> list[dict]:
-    """Tidy rows of one concept: every variant, coefficient and test question, answered and judged.
-
-    Variants, coefficients, whether these are relative, and learners are the ``recipe``'s where
-    they are not given (``lk.recipes``). ``statements``: those of the prompts, where they are not
-    the grammar's; fewer than ``prompts`` make as many prompts. A judge may return a Verdict, a
-    bool, or a number from 0 to 1.
-
-    Raises ValueError for a concept with fewer than three test questions: two choose the
-    coefficient, and the others are scored.
-
-    >>> options = {"coefficients": 0.04, "prompts": 40, "max_new_tokens": 3}
-    >>> rows = lk.study_concept(model, concept, lk.Variant(), **options)
-    >>> [row["question"] for row in rows] == list(concept.questions)
-    True
-    """
-    if len(concept.questions) < 3:
-        raise ValueError(
-            f"concept {concept.name!r} has {len(concept.questions)} questions, and three are the "
-            "fewest; give Concept(questions=...)"
-        )
-    given = {"recipe": recipe, "coefficients": coefficients, "relative": relative}
-    variants, settings = settings_of(variants, given | {"learners": learners})
-    coefficients, relative = settings["coefficients"], settings["relative"]
-    bench = _Workbench(
-        model, concept, prompts, seed, settings["learners"], settings["recipe"], statements
-    )
-    rows: list[dict] = []
-    for spec in dict.fromkeys(variant.blocks for variant in variants):
-        planned = []
-        for variant in (v for v in variants if v.blocks == spec):
-            still = variant.control in ("unsteered", "prompted")
-            vectors = bench.vectors(variant)
-            prefix = concept.prefix if variant.control == "prompted" else ""
-            for coefficient, question in product(
-                [0.0] if still else coefficients, concept.questions
-            ):
-                row = SteeringRow(question, vectors, coefficient, prefix)
-                planned.append((variant, row))
-        texts = generate_steered(
-            model,
-            [row for _, row in planned],
-            blocks=bench.blocks(spec),
-            relative=relative,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-        )
-        for (variant, row), text in zip(planned, texts, strict=True):
-            verdict = as_verdict(judge(concept, row.question, text))
-            rows.append(
-                {"concept_class": concept.concept_class or "custom", "concept": concept.name}
-                | asdict(variant)
-                | {"coefficient": row.coefficient, "question": row.question, "answer": str(text)}
-                | {"score": verdict.score, "reason": verdict.reason}
-            )
-    return rows

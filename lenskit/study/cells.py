@@ -56,7 +56,7 @@ class CellStore:
         folder = Path(folder)
         if not (folder / SETTINGS).is_file():
             _refuse_old(folder)
-            raise ValueError(f"{str(folder)!r} holds no study: it has no {SETTINGS}")
+            raise ValueError(f"out={str(folder)!r} holds no study: it has no {SETTINGS}")
         return cls(folder, read_settings(folder))
 
     def add(self, cells: Mapping[Key, Sequence[Row]]) -> None:
@@ -107,7 +107,7 @@ def _claim(folder: Path, settings: Any) -> None:
         _refuse_old(folder)
         if lines := sorted(folder.glob("cells-*.jsonl")):
             raise ValueError(
-                f"{str(folder)!r} has results ({lines[0].name}) without {SETTINGS}, so nobody "
+                f"out={str(folder)!r} has results ({lines[0].name}) without {SETTINGS}, so nobody "
                 "knows what they were computed with; restore it, or choose another folder"
             )
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,16 +121,16 @@ def _claim(folder: Path, settings: Any) -> None:
     if kept != settings:
         names = ", ".join(list(_differences(kept, settings, ""))[:5])
         raise ValueError(
-            f"{str(folder)!r} holds a study with other settings (they differ in {names}); choose "
-            "another folder, or remove that one to start again"
+            f"out={str(folder)!r} holds a study with other settings (they differ in {names}); "
+            "choose another folder, or remove that one to start again"
         )
 
 
 def _refuse_old(folder: Path) -> None:
     if (folder / "study.settings").exists():
         raise ValueError(
-            f"{str(folder)!r} holds a study of an earlier lenskit (study.settings and a file for "
-            "each concept), whose files say too little to go on from; choose another folder"
+            f"out={str(folder)!r} holds a study of an earlier lenskit (study.settings and a file "
+            "for each concept), whose files say too little to go on from; choose another folder"
         )
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import signal
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,21 +14,20 @@ from typing import Any, get_args
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from threadpoolctl import threadpool_limits
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.utils import logging
 
 from lenskit import figures
-from lenskit._progress import Bars
 from lenskit.capture import capture
 from lenskit.concepts import Concept, concepts, spread
 from lenskit.enrichment import Enrichment, Null, enrich
 from lenskit.models import EMBEDDED, load_model, model_fingerprint
 from lenskit.prompts import PromptSet, build_prompts
 from lenskit.selector import TokenSelection, select_tokens
-from lenskit.study.files import read_study
-from lenskit.study.run import run_study
+from lenskit.study.cells import CellStore
+from lenskit.study.engine import Group, Results, run_cells
+from lenskit.study.pools import Processes
+from lenskit.study.run import run_on_workers
 from lenskit.study.study import KEYS, Study
 from lenskit.study.ways import CONTROLS, Variant
 from lenskit.vectors import LEARNERS, RecursiveFeatureMachine
@@ -145,22 +142,11 @@ def run_demo(
     logging.disable_progress_bar()
     own = load_model(model)
     folder = Path(work) / _folder(own)
-    columns = (TextColumn("steering concepts"), BarColumn(), MofNCompleteColumn())
-    workers = ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), initializer=_start, initargs=(model,)
+    load = partial(_load, model)
+    study = run_on_workers(
+        load, chosen, VARIANTS, out=folder, workers=processes, progress=progress, **OPTIONS
     )
-    with Bars(*columns, TimeRemainingColumn(), disable=not progress) as bar:
-        try:
-            tasks = {workers.submit(_steer, concept, folder): concept for concept in chosen}
-            waiting = bar.add_task("", total=len(tasks))
-            found = {}
-            for task in as_completed(tasks):
-                concept = tasks[task]
-                found[concept.concept_class or "", concept.name] = task.result()
-                bar.advance(waiting)
-        finally:
-            workers.shutdown(cancel_futures=True)
-    study = read_study(folder, chosen)
+    found = _selected(load, chosen, folder / "tokens", model_fingerprint(own), processes)
     few = chosen[:: max(1, number // 2)]
     enrichments: dict[str, list[Enrichment]] = {null: [] for null in NULLS}
     for concept in few:
@@ -190,24 +176,32 @@ def save_demo(demo: Demo, out: str | Path) -> list[Path]:
     return paths
 
 
-# The model of a worker process, loaded once.
-_loaded: list[TransformerBridge] = []
-
-
-def _start(model: str) -> None:
-    # Ctrl-C is for the first process, which lets the others finish their concepts.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    threadpool_limits(1)
+def _load(model: str) -> TransformerBridge:
     logging.disable_progress_bar()
-    _loaded.append(load_model(model, device="cpu", check=False))
+    return load_model(model, device="cpu", check=False)
 
 
-def _steer(concept: Concept, folder: Path) -> list[int]:
-    """Run one concept's part of the study, and return its selected tokens as offsets."""
-    model = _loaded[0]
-    run_study(model, [concept], VARIANTS, out=folder, progress=False, **OPTIONS)
-    return _selection(model, build_prompts(model, concept, number=PROMPTS)).offsets.tolist()
+def _selected(
+    load: Callable[[], TransformerBridge],
+    chosen: Sequence[Concept],
+    folder: Path,
+    model: str,
+    processes: int,
+) -> dict[tuple[str, str], list[int]]:
+    """The tokens that each concept's study selected, as offsets; finished ones are kept."""
+    store = CellStore(folder, {"model": model, "prompts": PROMPTS})
+    groups: list[Group] = [{(one.concept_class or "", one.name): one} for one in chosen]
+    with closing(Processes(load, _offsets, processes)) as pool:
+        run_cells(groups, pool, store, progress=False)
+    return {(a, b): store.cells[a, b][0]["offsets"] for group in groups for a, b in group}
+
+
+def _offsets(model: TransformerBridge, group: Group) -> Results:
+    return {
+        key: [{"offsets": _selection(model, prompts).offsets.tolist()}]
+        for key, concept in group.items()
+        for prompts in [build_prompts(model, concept, number=PROMPTS)]
+    }
 
 
 def _selection(model: TransformerBridge, prompts: PromptSet) -> TokenSelection:

@@ -55,7 +55,8 @@ class CellsFailed(RuntimeError):
         ]
         more = [f"{len(reasons) - 5} further reasons"] if len(reasons) > 5 else []
         rest = f", and {left} were not tried after that" if left else ""
-        super().__init__(f"{len(failures)} cells failed{rest}: {'; '.join([*said, *more])}")
+        cells = "1 cell" if len(failures) == 1 else f"{len(failures)} cells"
+        super().__init__(f"{cells} failed{rest}: {'; '.join([*said, *more])}")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Pool(Protocol):
     """Workers of one kind: this process, processes of this machine, actors of Ray."""
 
     size: int
+    idle: list[Any]
 
     def start(self) -> Worker:
         """A further worker, in the place of one that died if there was one."""
@@ -93,6 +95,7 @@ class Here:
 
     def __init__(self, load: Callable[[], Any], compute: Compute) -> None:
         self._load, self._compute = load, compute
+        self.idle: list[Here] = []
 
     def start(self) -> Here:
         self._state = self._load()
@@ -133,7 +136,7 @@ def run_cells(
     title: str = "cells",
     progress: bool = True,
 ) -> None:
-    """Compute the cells that ``store`` does not hold, and add them to it.
+    """Compute the cells that ``store`` does not hold, and add them to it. The pool stays open.
 
     A group that is partly there is computed for its other cells. A worker that dies gives its
     group to another; one that dies before its first group is not replaced while others live. The
@@ -170,7 +173,6 @@ def run_cells(
                 if len(alike) == MOST_ALIKE and len(set(alike)) == 1:
                     break
         finally:
-            pool.close()
             store.close()
     if failures:
         left = sum(k not in store.cells and k not in failures for given in groups for k in given)
@@ -182,19 +184,18 @@ def _scheduled(pool: Pool, groups: Sequence[Group]) -> Iterator[Results]:
     waiting = deque(range(len(groups)))
     deaths = [0] * len(groups)
     size = pool.size
-    idle: list[Worker] = []
     busy: dict[Worker, int] = {}
     proved: set[Worker] = set()
     while waiting or busy:
         while waiting and len(busy) < size:
-            worker = idle.pop() if idle else pool.start()
+            worker = pool.idle.pop() if pool.idle else pool.start()
             busy[worker] = waiting.popleft()
             worker.give(groups[busy[worker]])
         worker, outcome = pool.wait(list(busy))
         place = busy.pop(worker)
         if not isinstance(outcome, Died):
             proved.add(worker)
-            idle.append(worker)
+            pool.idle.append(worker)
             yield outcome
             continue
         if worker not in proved:

@@ -117,6 +117,7 @@ class Processes:
         self._threads = max(1, torch.get_num_threads() // size)
         self._free: list[str | None] = list(reversed(devices)) if devices else [None] * size
         self._workers: list[Process] = []
+        self.idle: list[Process] = []
 
     def start(self) -> Process:
         worker = Process(self._payload, self._threads, self._free.pop())
@@ -174,6 +175,7 @@ class Actors:
         self._payload = cloudpickle.dumps((load, compute))
         self._kind = ray.remote(num_cpus=0 if gpus else 1, num_gpus=gpus)(_Host)
         self._workers: list[Actor] = []
+        self.idle: list[Actor] = []
 
     def start(self) -> Actor:
         self._workers.append(Actor(self._kind.remote(self._payload)))

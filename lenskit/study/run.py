@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from lenskit._progress import Bars
 from lenskit.concepts import Concept
+from lenskit.models import model_fingerprint
 from lenskit.scoring import check_grammar_judge, grammar_judge
-from lenskit.study.bench import study_concept
-from lenskit.study.files import concept_file, distinct, study_folder, write_json
+from lenskit.study.answers import Cell, Settings, cell_key, check_concept, studied
+from lenskit.study.cells import SETTINGS, CellStore, Key, Row
+from lenskit.study.engine import CellsFailed, Compute, Here, Pool, Results, run_cells
+from lenskit.study.pools import Actors, Processes, ray_cluster
 from lenskit.study.study import Study
-from lenskit.study.ways import Variant, settings_of, warn_of_silence
+from lenskit.study.ways import Variant, warn_of_silence
+
+# Workers get so many groups each, so that none waits long for the last of another.
+_GROUPS_EACH = 4
+_MODEL: Key = ("model",)
 
 
 def run_study(
@@ -26,14 +38,26 @@ def run_study(
     *,
     out: str | Path | None = None,
     progress: bool = True,
-    **options,
+    **options: Any,
 ) -> Study:
-    """Run ``study_concept`` over concepts, one or more; ``options`` are its own, ``recipe`` too.
+    """Vectors of every variant for every concept, their answers over coefficients, judged.
 
-    With ``out`` each finished concept is kept in that folder, and a study that was stopped goes on
-    from there. Raises ValueError when the folder belongs to a study with other settings or model,
-    or when two concepts share class and name; and where the grammar judge meets a concept or a
-    model that does not speak the grammar. Warns where the prompted control hardly ever shows the
+    Variants, ``coefficients``, whether these are ``relative``, and ``learners`` are the
+    ``recipe``'s where they are not given (``lk.recipes``). ``prompts``: how many for a concept
+    (400). ``statements``: those of the prompts, where they are not the grammar's; fewer than
+    ``prompts`` make as many prompts. ``judge``: ``(concept, question, answer)`` -> a Verdict, a
+    bool, or a number from 0 to 1; by default that of the embedded grammar. ``max_new_tokens``
+    (50) of an answer, ``batch_size`` (256) answers at once, ``seed`` (0).
+
+    With ``out`` what is finished is kept in that folder, and a study that was stopped, or killed
+    at any point, goes on from there and ends with the same table. A judge and learners are known
+    by their code and what they hold (see ``lenskit.study.identity``), so that a folder never mixes
+    the scores of two; a judge may say itself what identifies it.
+
+    Raises ValueError when the folder belongs to a study with other settings or model, when two
+    concepts share class and name, or have fewer than three questions, and where the grammar judge
+    meets a concept or a model that does not speak the grammar; CellsFailed at the end where single
+    cells failed: the others are kept. Warns where the prompted control hardly ever shows the
     concept, so that no score below it can be trusted.
 
     >>> options = {"coefficients": (0.03, 0.06), "prompts": 40, "max_new_tokens": 3}
@@ -42,27 +66,236 @@ def run_study(
     >>> study.compare()["learner"].tolist()
     ['ridge']
     """
-    concepts = distinct(concepts)
-    variants, options = settings_of(variants, options)
-    folder = None if out is None else study_folder(Path(out), model, variants, options)
-    rows: list[dict] = []
-    checked = False
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Bars(*columns, TimeRemainingColumn(), disable=not progress) as bar:
-        task = bar.add_task("study", total=len(concepts))
-        for concept in concepts:
-            bar.update(task, description=f"{concept.concept_class or 'custom'}: {concept.name}")
-            file = folder and concept_file(folder, concept)
-            if file and file.exists():
-                rows += json.loads(file.read_text())
-            else:
-                if not checked and options.get("judge", grammar_judge) is grammar_judge:
-                    check_grammar_judge(model, concepts)
-                checked = True
-                found = study_concept(model, concept, variants, **options)
-                rows += found
-                if file:
-                    write_json(file, found)
-            bar.advance(task)
-    warn_of_silence(rows)
-    return Study(pd.DataFrame(rows))
+    asked = _asked(concepts, variants, options)
+    with closing(Here(lambda: model, partial(_compute, asked.settings))) as pool:
+        return _run(asked, pool, out, progress)
+
+
+def run_on_workers(
+    load: Callable[[], TransformerBridge],
+    concepts: Iterable[Concept] | Concept,
+    variants: Sequence[Variant] | Variant | None = None,
+    *,
+    out: str | Path | None = None,
+    workers: int | None = None,
+    gpus: float | None = None,
+    ray: bool | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Study:
+    """``run_study`` on ``workers`` processes, each with a model of its own from ``load()``.
+
+    Each worker sees ``gpus`` GPUs of its own (a fraction shares one; 2 are for a model spread over
+    two): by default one, or none where there is none. ``workers``: by default as many as that
+    allows, one for each core without GPUs. They are processes of this machine, or with ``ray``
+    actors on a Ray cluster: the one that is connected, or else one started here for the while. By
+    default Ray is used where it is connected already or ``RAY_ADDRESS`` is set.
+
+    The folder and the result are those of ``run_study``, so a study begun by one is finished by
+    the other. Only this process writes. What a worker that dies had in hand goes to another. In a
+    script, call it under ``if __name__ == "__main__":``, since processes are spawned.
+
+    Raises ``ImportError`` without Ray, ``ValueError`` where there are too few GPUs or cores,
+    whatever ``load`` raises, and what ``run_study`` raises.
+
+    >>> fears = list(lk.concepts["fears"].values())
+    >>> study = lk.run_on_workers(lk.load_model, fears, out="fears", workers=4)  # doctest: +SKIP
+    """
+    asked = _asked(concepts, variants, options)
+    connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    on_ray = connected or bool(os.environ.get("RAY_ADDRESS")) if ray is None else ray
+    make = _actors if on_ray else _processes
+    with make(load, partial(_compute, asked.settings), workers, gpus) as pool:
+        return _run(asked, pool, out, progress)
+
+
+def distinct(concepts: Iterable[Concept] | Concept) -> list[Concept]:
+    """The concepts of a study; raises ValueError for none, or two of the same class and name.
+
+    A class of concepts stands for its members; no class at all is the class "custom".
+    """
+    if isinstance(concepts, Mapping):
+        concepts = concepts.values()
+    concepts = [concepts] if isinstance(concepts, Concept) else list(concepts)
+    if wrong := [one for one in concepts if not isinstance(one, Concept)]:
+        raise TypeError(f"concepts must be Concepts, or one of them; got {wrong[0]!r}")
+    names = [(c.concept_class or "custom", c.name) for c in concepts]
+    if not concepts or len(set(names)) < len(names):
+        raise ValueError(f"concepts must be at least one, and differ in class or name: {names}")
+    return concepts
+
+
+def finished(out: str | Path, concepts: Iterable[Concept]) -> list[Concept]:
+    """Those concepts of which the folder ``out`` holds every variant of its study."""
+    if not (Path(out) / SETTINGS).is_file():
+        return []
+    store, ways = _opened(out)
+    return [c for c in concepts if all(cell_key(c, way) in store.cells for way in ways)]
+
+
+def read_study(out: str | Path, concepts: Iterable[Concept]) -> Study:
+    """The finished study of these concepts that the folder ``out`` holds.
+
+    Raises ValueError where a concept is still to be done, and says which lines are damaged.
+
+    >>> import tempfile
+    >>> options = {"coefficients": 0.04, "prompts": 40, "max_new_tokens": 3, "progress": False}
+    >>> out = tempfile.mkdtemp()
+    >>> done = lk.run_study(model, concept, lk.Variant(), out=out, **options)
+    >>> len(lk.read_study(out, [concept]).answers) == len(done.answers)
+    True
+    """
+    concepts = list(concepts)
+    store, ways = _opened(out)
+    keys = {c.name: [cell_key(c, way) for way in ways] for c in concepts}
+    left = [name for name, own in keys.items() if not all(key in store.cells for key in own)]
+    if left:
+        damaged = f" ({'; '.join(store.damaged)})" if store.damaged else ""
+        raise ValueError(f"out={str(out)!r} does not hold {', '.join(left)} yet{damaged}")
+    return _study(store, [cell_key(c, way) for c in concepts for way in ways])
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A study that is to be run, checked before anything is computed or written."""
+
+    concepts: tuple[Concept, ...]
+    variants: tuple[Variant, ...]
+    settings: Settings
+
+    @property
+    def cells(self) -> dict[Key, Cell]:
+        pairs = ((concept, way) for concept in self.concepts for way in self.variants)
+        return {cell_key(*pair): pair for pair in pairs}
+
+    def groups(self, workers: int) -> list[dict[Key, Cell]]:
+        """So many concepts together as fill a batch; the same in every run with the same workers,
+        so that what a resumed one computes has the batches that it would have had.
+        """
+        rows = sum(
+            1 if way.still else len(self.settings.coefficients) for way in self.variants
+        ) * max(len(concept.questions) for concept in self.concepts)
+        many = max(1, self.settings.batch_size // rows)
+        if workers > 1:
+            many = min(many, math.ceil(len(self.concepts) / (_GROUPS_EACH * workers)))
+        parts = (self.concepts[i : i + many] for i in range(0, len(self.concepts), many))
+        return [
+            {cell_key(one, way): (one, way) for one in part for way in self.variants}
+            for part in parts
+        ]
+
+
+def _asked(
+    concepts: Iterable[Concept] | Concept,
+    variants: Sequence[Variant] | Variant | None,
+    options: Mapping[str, Any],
+) -> _Asked:
+    chosen = distinct(concepts)
+    for concept in chosen:
+        check_concept(concept)
+    ways, settings = Settings.of(variants, options)
+    return _Asked(tuple(chosen), ways, settings)
+
+
+def _run(asked: _Asked, pool: Pool, out: str | Path | None, progress: bool) -> Study:
+    said = CellStore(None, {})
+    try:
+        # This process may have no model, so a worker says which one it is, and whether it will do.
+        run_cells([{_MODEL: asked.concepts}], pool, said, progress=False)
+    except CellsFailed as error:
+        raise error.failures[_MODEL].error from None
+    fingerprint = said.cells[_MODEL][0]["model"]
+    settings = {
+        "model": fingerprint,
+        "variants": [asdict(way) for way in asked.variants],
+        "options": asked.settings.described(),
+    }
+    store = CellStore(out, settings)
+    groups = asked.groups(pool.size)
+    run_cells(groups, pool, store, score=_held_out, title="study", progress=progress)
+    warn_of_silence([row for key in asked.cells for row in store.cells[key]])
+    return _study(store, list(asked.cells))
+
+
+def _compute(settings: Settings, model: TransformerBridge, group: Mapping[Key, Any]) -> Results:
+    if _MODEL in group:
+        if settings.judge is grammar_judge:
+            check_grammar_judge(model, group[_MODEL])
+        return {_MODEL: [{"model": model_fingerprint(model)}]}
+    return studied(settings, model, group)
+
+
+def _opened(out: str | Path) -> tuple[CellStore, list[Variant]]:
+    store = CellStore.existing(out)
+    try:
+        return store, [Variant(**way) for way in store.settings["variants"]]
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{Path(out) / SETTINGS} is not that of a study: {error}") from error
+
+
+def _study(store: CellStore, keys: Sequence[Key]) -> Study:
+    rows = [row for key in keys for row in store.cells[key]]
+    try:
+        return Study(pd.DataFrame(rows))
+    except UnicodeEncodeError:
+        # Half of a surrogate pair, which no table of UTF-8 holds: it is shown as \\udxxx.
+        return Study(pd.DataFrame([{k: _shown(v) for k, v in row.items()} for row in rows]))
+
+
+def _shown(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _held_out(rows: Sequence[Row]) -> float | None:
+    """The steerability of a cell that is no control."""
+    if rows[0]["control"]:
+        return None
+    return float(Study(pd.DataFrame(rows)).concepts["held_out"].iloc[0])
+
+
+@contextmanager
+def _processes(
+    load: Callable[[], Any], compute: Compute, workers: int | None, gpus: float | None
+) -> Iterator[Pool]:
+    """Processes of this machine, each with its GPUs or a share of the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    there = torch.cuda.device_count()
+    number, gpus = _number(workers, gpus, cores or 1, there, "this machine has")
+    devices = None
+    if gpus:
+        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(there)))
+        each = names.split(",")
+        devices = [
+            ",".join(each[int(i * gpus) : int(i * gpus) + math.ceil(gpus)]) for i in range(number)
+        ]
+    with closing(Processes(load, compute, number, devices)) as pool:
+        yield pool
+
+
+@contextmanager
+def _actors(
+    load: Callable[[], Any], compute: Compute, workers: int | None, gpus: float | None
+) -> Iterator[Pool]:
+    with ray_cluster() as ray:
+        found = ray.cluster_resources()
+        cores, there = int(found.get("CPU", 1)), int(found.get("GPU", 0))
+        number, gpus = _number(workers, gpus, cores, there, "Ray finds")
+        with closing(Actors(ray, load, compute, number, gpus)) as pool:
+            yield pool
+
+
+def _number(
+    workers: int | None, gpus: float | None, cores: int, there: int, whose: str
+) -> tuple[int, float]:
+    """How many workers, and GPUs for each."""
+    gpus = min(1.0, there) if gpus is None else gpus
+    room = int(there / gpus) if gpus else cores
+    number = room if workers is None else workers
+    if not 1 <= number <= room:
+        raise ValueError(
+            f"workers={workers} with gpus={gpus:g} each does not fit: {whose} {cores} cores and "
+            f"{there} GPUs, so 1 to {room} workers would"
+        )
+    return number, gpus

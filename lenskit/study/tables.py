@@ -59,7 +59,8 @@ def write_tables(study: Study, folder: Path) -> list[Path]:
     for name, table in tables.items():
         # Two processes may finish a study at the same moment.
         temporary = folder / f"{name}.{os.getpid()}.tmp"
-        table.to_csv(temporary, index=False, encoding="utf-8")
+        # Half of a surrogate pair, which models do write, is no UTF-8: it becomes \\udxxx.
+        table.to_csv(temporary, index=False, encoding="utf-8", errors="backslashreplace")
         temporary.replace(folder / name)
     return [folder / name for name in tables]
 

@@ -57,6 +57,11 @@ class Variant(Displayed):
         if self.control:
             _among("control", self.control, (*CONTROLS, BALANCED))
 
+    @property
+    def still(self) -> bool:
+        """Whether it is a control without any vectors."""
+        return self.control in ("unsteered", "prompted")
+
 
 def variants(
     recipe: Recipe | str | None = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def refuse() -> None:
 
 
 def run(store: CellStore, pool, **options) -> dict:
-    run_cells(GROUPS, pool, store, progress=False, **options)
+    with closing(pool):
+        run_cells(GROUPS, pool, store, progress=False, **options)
     return store.cells
 
 
@@ -164,6 +166,7 @@ def test_a_worker_that_cannot_even_start_is_not_replaced_while_others_live(store
 
     class Pool:
         size, started = 2, 0
+        idle: list = []
 
         def start(self):
             worker = Pool()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import product
 
 import pandas as pd
@@ -19,8 +20,20 @@ from lenskit.prompts import build_prompts
 from lenskit.scoring import Verdict, phrase_judge, steerability
 from lenskit.selector import fixed_token, select_tokens
 from lenskit.steering import steer
-from lenskit.study import CONTROLS, Study, Variant, run_study, study_concept, variants
+from lenskit.study import (
+    CONTROLS,
+    Study,
+    Variant,
+    answers,
+    finished,
+    read_study,
+    run_study,
+    study_concept,
+    variants,
+)
 from lenskit.study.bench import _balanced, _shuffled, own_seed
+from lenskit.study.cells import CellStore
+from lenskit.study.engine import CellsFailed
 from lenskit.study.study import KEYS
 from lenskit.vectors import MeanDifference, SoftCovariance, fit_vectors
 
@@ -45,8 +58,7 @@ class Counting:
         self.seen: Counter[str] = Counter()
         self.falls_at: str | None = None
 
-    def __repr__(self) -> str:
-        return "Counting()"
+    identity = "by the text alone"
 
     def __call__(self, concept: Concept, question: str, answer: str) -> Verdict:
         if concept.name == self.falls_at:
@@ -219,7 +231,7 @@ def test_comparing_takes_means_and_standard_errors_over_concepts(study):
 def test_a_study_that_was_stopped_goes_on_and_gives_the_identical_table(model, study, tmp_path):
     judge = Counting()
     judge.falls_at = CHEERFUL.name
-    with pytest.raises(Stopped):
+    with pytest.raises(CellsFailed, match=r"5 cells failed: Stopped: \(moods, cheerful, .* 4 more"):
         run_study(model, BOTH, WAYS, out=tmp_path, **options(judge=judge))
     finished = judge.seen[SPIDERS.name]
     assert finished == len(answers_of(study, SPIDERS)) and not judge.seen[CHEERFUL.name]
@@ -264,8 +276,13 @@ def test_a_concept_with_other_questions_is_asked_anew(model, tmp_path):
 def test_the_model_is_as_it_was_after_a_study_that_fell_over(model, study):
     judge = Counting()
     judge.falls_at = SPIDERS.name
-    with pytest.raises(Stopped):
+    with pytest.raises(CellsFailed) as caught:
         run_study(model, [SPIDERS], WAYS, **options(judge=judge))
+    assert isinstance(caught.value.__cause__, Stopped)
+    with pytest.raises(Stopped):
+        settings = options(judge=judge)
+        del settings["progress"]
+        study_concept(model, SPIDERS, WAYS, **settings)
     rows = answers_of(study, SPIDERS, control="unsteered")
     assert list(rows.answer) == generate(model, list(rows.question), max_new_tokens=6)
 
@@ -308,7 +325,9 @@ def test_a_study_keeps_plain_json_and_leaves_nothing_half_written(kept):
     files = sorted(path.name for path in kept.iterdir())
     assert len(files) == 2 and not any(name.endswith(".tmp") for name in files)
     for path in kept.iterdir():
-        json.loads(path.read_text())
+        lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        for line in lines:
+            json.loads(line)
 
 
 def test_a_study_shows_its_progress_without_disturbing_the_bars_of_its_steps(model):
@@ -317,7 +336,8 @@ def test_a_study_shows_its_progress_without_disturbing_the_bars_of_its_steps(mod
 
 
 def test_concepts_that_cannot_be_told_apart_or_tested_are_refused(model):
-    for wrong in ([], [SPIDERS, SPIDERS]):
+    one = Concept("Take on a shy mood.", "shy", questions=SPIDERS.questions)
+    for wrong in ([], [SPIDERS, SPIDERS], [one, replace(one, concept_class="custom")]):
         with pytest.raises(ValueError, match="concepts must be at least one, and differ"):
             run_study(model, wrong, WAYS, **options())
     with pytest.raises(ValueError, match="'custom' has 0 questions"):
@@ -356,3 +376,151 @@ def test_balanced_labels_are_as_high_with_the_prefix_as_without():
             assert bool((difference == 0).all())
         same = _balanced(labels, prefixed, torch.Generator().manual_seed(0))
         torch.testing.assert_close(drawn, same)
+
+
+def table(study: Study) -> str:
+    return study.answers.to_csv(index=False)
+
+
+def test_concepts_whose_names_a_file_system_would_confuse_are_kept_apart(model, tmp_path):
+    names = ("a/b", "a-b", "a.b", "../a", "x" * 300, "ö" * 200, "CON", "a\x00b", "\ud800", "A/B")
+    chosen = [replace(SPIDERS, name=name) for name in names]
+    chosen += [replace(CHEERFUL, concept_class=None), replace(CHEERFUL, concept_class="a/b")]
+    settings = options(coefficients=(1.0,), max_new_tokens=2)
+    way = replace(WAYS[0], control="unsteered")
+    alone = [run_study(model, [one], way, out=tmp_path, **settings) for one in chosen]
+    again = run_study(model, chosen, way, out=tmp_path, **settings)
+    shown = [name.replace("\ud800", r"\ud800") for name in names]
+    assert list(again.answers.concept.unique()) == [*shown, "cheerful"]
+    assert table(again) == table(Study(pd.concat([one.answers for one in alone])))
+    # Of no class and of the class "custom": two concepts, though no table could tell them apart.
+    custom = replace(CHEERFUL, concept_class="custom")
+    judge = Counting()
+    run_study(model, custom, way, out=tmp_path, **settings | {"judge": judge})
+    assert sum(judge.seen.values()) == 5
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
+def test_a_half_written_file_is_done_again_with_the_identical_table(model, study, tmp_path, kept):
+    run_study(model, BOTH, WAYS, out=tmp_path, batch_size=8, **options())
+    (file,) = tmp_path.glob("cells-*.jsonl")
+    assert len(file.read_bytes().splitlines()) == 2  # a line for each concept
+    file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
+    found = finished(tmp_path, BOTH)
+    assert found == ([SPIDERS] if kept == 0.9 else [])
+    with pytest.raises(ValueError, match="does not hold .*cheerful yet"):
+        read_study(tmp_path, BOTH)
+    again = run_study(model, BOTH, WAYS, out=tmp_path, batch_size=8, **options())
+    assert table(again) == table(study) == table(read_study(tmp_path, BOTH))
+
+
+def test_a_redefined_judge_or_learner_does_not_get_the_old_scores(model, tmp_path):
+    def judge_of(score):
+        return lambda concept, question, answer: score
+
+    class Rubric:
+        def __init__(self, rubric, budget):
+            self.rubric, self.identity = rubric, {"rubric": rubric}
+            self.budget = budget
+
+        def __call__(self, concept, question, answer):
+            return len(self.rubric) % 2
+
+    def learner(sign):
+        return lambda: lambda X, y, X_val, y_val: sign * X[0]
+
+    for name, judges in {
+        "lambda": [judge_of(0), judge_of(1)],
+        "partial": [partial(len, ""), partial(max, "")],
+        "rubric": [Rubric("a", 1), Rubric("bb", 1)],
+    }.items():
+        folder = tmp_path / name
+        settings = options(coefficients=(1.0,), judge=judges[0], max_new_tokens=2)
+        if name == "partial":
+            settings["judge"] = partial(judged, 1)
+            judges = [partial(judged, 1), partial(judged, 0)]
+        run_study(model, SPIDERS, WAYS[:1], out=folder, **settings)
+        run_study(model, SPIDERS, WAYS[:1], out=folder, **settings)
+        with pytest.raises(ValueError, match=r"other settings \(they differ in options.judge"):
+            run_study(model, SPIDERS, WAYS[:1], out=folder, **settings | {"judge": judges[1]})
+    spent = settings | {"judge": Rubric("a", 99)}
+    assert len(run_study(model, SPIDERS, WAYS[:1], out=tmp_path / "rubric", **spent).answers) == 5
+
+    way = replace(WAYS[0], learner="mine")
+    settings = options(coefficients=(1.0,), max_new_tokens=2)
+    mine = settings | {"learners": {"mine": learner(1), "unused": learner(2)}}
+    run_study(model, SPIDERS, way, out=tmp_path / "learner", **mine)
+    mine["learners"]["unused"] = learner(3)
+    run_study(model, SPIDERS, way, out=tmp_path / "learner", **mine)
+    with pytest.raises(ValueError, match="differ in options.learners.mine"):
+        mine["learners"]["mine"] = learner(-1)
+        run_study(model, SPIDERS, way, out=tmp_path / "learner", **mine)
+
+
+def judged(score, concept, question, answer):
+    return score
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"promts": 3}, TypeError),
+        ({"judge": "grammar"}, TypeError),
+        ({"coefficients": ()}, ValueError),
+        ({"coefficients": (float("nan"),)}, ValueError),
+        ({"max_new_tokens": 0}, ValueError),
+        ({"learners": {"ridge": object}}, ValueError),
+    ],
+    ids=lambda wrong: str(wrong),
+)
+def test_settings_are_checked_before_they_are_written(model, tmp_path, wrong, error):
+    with pytest.raises(error):
+        run_study(model, SPIDERS, WAYS, out=tmp_path / "new", **options() | wrong)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_variant_that_fails_takes_no_other_with_it(model, study, tmp_path):
+    def broken(X, y, X_val, y_val):
+        raise ArithmeticError("no direction at all")
+
+    ways = (*WAYS, replace(WAYS[0], learner="broken"), replace(WAYS[0], blocks="0,99"))
+    learners = {"mean difference": MeanDifference, "broken": lambda: broken}
+    with pytest.raises(CellsFailed) as caught:
+        run_study(model, BOTH, ways, out=tmp_path, **options(learners=learners))
+    assert len(caught.value.failures) == 4
+    for said in ("ArithmeticError: no direction at all", "'0,99' must be among 0 to", "1 more"):
+        assert said in str(caught.value)
+    assert len(CellStore.existing(tmp_path).cells) == 2 * len(WAYS)
+
+
+def test_answers_that_are_no_numbers_fail_alone(model, study, monkeypatch):
+    generate_steered = answers.generate_steered
+
+    def overflows(model, rows, **settings):
+        if any(row.coefficient == 1.5 and row.prefix == "" for row in rows):
+            raise ValueError("the model's logits are not numbers")
+        return generate_steered(model, rows, **settings)
+
+    monkeypatch.setattr(answers, "generate_steered", overflows)
+    with pytest.raises(CellsFailed) as caught:
+        run_study(model, SPIDERS, WAYS, **options())
+    assert {key[6] for key in caught.value.failures} == {"", "random vector", "shuffled labels"}
+
+
+def test_concepts_and_variants_with_other_blocks_share_batches(model, study, monkeypatch):
+    calls = []
+    generate_steered = answers.generate_steered
+
+    def counted(model, rows, **settings):
+        calls.append(len(rows))
+        return generate_steered(model, rows, **settings)
+
+    monkeypatch.setattr(answers, "generate_steered", counted)
+    ways = (*WAYS, replace(WAYS[0], blocks="0,2"), replace(WAYS[0], blocks="1"))
+    found = run_study(model, BOTH, ways, **options())
+    assert calls == [len(found.answers)]
+    for concept in BOTH:
+        for way in WAYS:
+            wanted = {"control": way.control, "blocks": way.blocks}
+            one, other = (answers_of(each, concept, **wanted) for each in (found, study))
+            assert list(one.answer) == list(other.answer)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 from functools import partial
 
 import pytest
@@ -7,8 +9,6 @@ import pytest
 from lenskit.concepts import concepts
 from lenskit.models import load_model
 from lenskit.study import run_on_workers, run_study, variants
-
-ray = pytest.importorskip("ray")
 
 CHOSEN = (concepts["fears"]["spiders"], concepts["moods"]["cheerful"])
 WAYS = variants(learners=("mean difference",), labels=("hard",), controls=("unsteered",))
@@ -18,12 +18,29 @@ load = partial(load_model, check=False)
 
 @pytest.fixture(scope="module")
 def cluster():
+    ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield
+    yield ray
     ray.shutdown()
 
 
-def test_workers_finish_what_one_process_began_with_the_same_result(cluster, tmp_path):
+def test_processes_finish_what_one_began_and_a_killed_ones_part_with_the_same_result(tmp_path):
+    alone = run_study(load(), CHOSEN, WAYS, progress=False, **OPTIONS).answers
+    once = tmp_path / "once"
+
+    def load_or_die():
+        if not once.exists():
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return load()
+
+    settings = {"out": tmp_path / "out", "progress": False, **OPTIONS}
+    run_study(load(), CHOSEN[:1], WAYS, **settings)
+    shared = run_on_workers(load_or_die, CHOSEN, WAYS, workers=1, ray=False, **settings).answers
+    assert once.exists() and shared.equals(alone)
+
+
+def test_ray_finishes_what_one_process_began_with_the_same_result(cluster, tmp_path):
     alone = run_study(load(), CHOSEN, WAYS, progress=False, **OPTIONS).answers
     run_study(load(), CHOSEN[:1], WAYS, out=tmp_path, progress=False, **OPTIONS)
     shared = run_on_workers(load, CHOSEN, WAYS, out=tmp_path, progress=False, **OPTIONS).answers
@@ -36,7 +53,7 @@ def test_workers_finish_what_one_process_began_with_the_same_result(cluster, tmp
 
 @pytest.mark.parametrize(("workers", "gpus"), [(3, None), (0, None), (1, 1.0)])
 def test_more_workers_than_fit_are_refused(cluster, workers, gpus, tmp_path):
-    if gpus and ray.cluster_resources().get("GPU"):
+    if gpus and cluster.cluster_resources().get("GPU"):
         pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match="does not fit"):
         run_on_workers(load, CHOSEN, WAYS, out=tmp_path, workers=workers, gpus=gpus)
