@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import astuple, fields, replace
 from typing import Any, Literal
 
+from lenskit.concepts import Concept
 from lenskit.embedded.evaluation.subject import Subject
+from lenskit.scoring import Verdict, grammar_judge
 from lenskit.study import Study, Variant, paired_differences, run_study
 
 SOFT = Variant("attention", "soft", "covariance")
@@ -24,6 +26,11 @@ VARIANTS: Mapping[str, Variant] = {
     **{name: replace(SOFT, labels="hard", control=name) for name in SHUFFLED},
     "prompted": replace(SOFT, control="prompted"),
 }
+
+
+def exact(concept: Concept, question: str, answer: str) -> Verdict:
+    """The judge of the grammar; a study refuses it for a checkpoint that says no sentence yet."""
+    return grammar_judge(concept, question, answer)
 
 
 def comparison(study: Study, better: Variant, than: Variant) -> dict[str, dict[str, float]]:
@@ -61,6 +68,7 @@ def _study(subject: Subject, name: str, named: Mapping[str, Variant], **options:
         "coefficients": subject.scale.coefficients,
         "prompts": subject.scale.prompts,
         "relative": True,
+        "judge": exact,
         "seed": subject.seed,
     }
     return run_study(
