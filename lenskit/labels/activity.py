@@ -45,6 +45,10 @@ def activity_labels(
     """``true_activity`` of each prompt as a label, the same at every block.
 
     ``tokens`` is not used, but must fit. Raises ValueError as ``true_activity``.
+
+    >>> labels = lk.activity_labels(capture)
+    >>> bool((labels[~prompts.has_prefix] == 0).all())
+    True
     """
     if tokens is not None:
         tokens.check(capture.candidates, capture.layers)

@@ -53,6 +53,10 @@ def gating_head(capture: Capture, *, draws: int = 1000, seed: int = 0) -> Gating
 
     ``draws`` and ``seed`` are those of ``two_groups_p_value``. Raises ValueError where no attention
     varies.
+
+    >>> found = lk.gating_head(capture)
+    >>> 0 < found.p_value <= 1
+    True
     """
     prefixed = capture.prompts.has_prefix
     spread = capture.attention_to_prefix[prefixed].std(dim=0).nan_to_num(nan=0.0)
@@ -71,6 +75,10 @@ def gating_labels(
 
     No truth is used, and ``tokens`` neither, but it must fit. Warns where that head's attention
     does not fall into two groups: then nothing is found. Raises ValueError as ``gating_head``.
+
+    >>> labels = lk.gating_labels(capture)
+    >>> float(labels.min()), float(labels.max())
+    (0.0, 1.0)
     """
     if tokens is not None:
         tokens.check(capture.candidates, capture.layers)
