@@ -159,6 +159,11 @@ def evaluate(
     work = work / f"{_weights(folder)[:12]}-{_settings(scale, seed)}"
     subject = Subject(folder, work, scale, seed, device=device)
     console = Console()
+    if not subject.truth_is_shared:
+        console.print(
+            f"{folder} was trained on another table of activity than data/lenskit-mini, whose "
+            "truth «gating» and the label «true activity» are measured against; measure it there"
+        )
     found = measured(subject, parts, workers, console)
     whole = result(folder, scale, seed, found)
     whole["beside"] = {

@@ -19,3 +19,7 @@ __all__ = [
     "true_activity",
     "two_groups_p_value",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lenskit.capture import Capture, capture
 from lenskit.concepts import Concept
-from lenskit.embedded.grammar import Grammar, load_grammar
+from lenskit.embedded.grammar import Grammar, load_grammar, trained_activity
 from lenskit.embedded.measures import measured_concepts
 from lenskit.labels import soft_labels
 from lenskit.models import load_model
@@ -83,10 +83,26 @@ class Subject:
     shard: tuple[int, int] = (0, 1)
     device: str = "cpu"
 
-    @property
+    @cached_property
     def grammar(self) -> Grammar:
-        """The embedded grammar, whose truth the model is measured against."""
-        return load_grammar()
+        """The embedded grammar with the activity that the model was trained on, where it says so.
+
+        That stands in the folder's ``training.json``.
+        """
+        grammar, file = load_grammar(), self.folder / "training.json"
+        told = json.loads(file.read_text()).get("activity") if file.exists() else None
+        if told is None:
+            return grammar
+        classes = {
+            name: replace(rules, activity=told[name]) for name, rules in grammar.classes.items()
+        }
+        return replace(grammar, classes=classes)
+
+    @property
+    def truth_is_shared(self) -> bool:
+        """Whether ``true_activity``, which is that of the library's own model, holds here too."""
+        known = trained_activity()
+        return all(dict(c.activity) == known[name] for name, c in self.grammar.classes.items())
 
     @cached_property
     def concepts(self) -> list[Concept]:
