@@ -8,13 +8,14 @@ import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from lenskit.study import engine
+from lenskit.study import engine, pools
 from lenskit.study.cells import CellStore
 from lenskit.study.engine import CellsFailed, Died, Failure, Here, run_cells
-from lenskit.study.pools import Actors, Processes, ray_cluster
+from lenskit.study.pools import Actors, Processes
 
 GROUPS = [{(f"g{i}", str(j)): (i, j) for j in range(3)} for i in range(5)]
 EXPECTED = {key: [{"score": 10 * i + j}] for g in GROUPS for key, (i, j) in g.items()}
@@ -211,22 +212,54 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_cells(tmp_path)
     assert run(CellStore(tmp_path, {}), Here(ten, work)) == EXPECTED
 
 
-@pytest.fixture(scope="module")
-def ray():
-    pytest.importorskip("ray").init(
-        num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error"
-    )
-    with ray_cluster() as ray:
-        yield ray
-    ray.shutdown()
+class FakeRay:
+    """Ray's words in this process: an actor whose method raises Killed dies."""
+
+    class Killed(BaseException):
+        pass
+
+    class exceptions:
+        class RayError(Exception):
+            pass
+
+        class ActorDiedError(RayError):
+            pass
+
+    def remote(self, **resources):
+        class Kind:
+            def __init__(self, host, payload):
+                self.host, self.run = host(payload), self
+
+            def remote(self, group):
+                try:
+                    return [self.host.run(group)]
+                except FakeRay.Killed:
+                    return [None]
+
+        return lambda host: SimpleNamespace(remote=lambda payload: Kind(host, payload))
+
+    def wait(self, answers, num_returns):
+        return answers[-1:], answers[:-1]
+
+    def get(self, answer):
+        if answer[0] is None:
+            raise self.exceptions.ActorDiedError
+        return answer[0]
+
+    def kill(self, actor):
+        pass
 
 
-def test_the_cells_of_a_killed_actor_are_done_by_another(ray, tmp_path):
-    store = CellStore(tmp_path, {})
-    pool = Actors(ray, ten, partial(deadly, str(tmp_path / "once")), 2, 0)
-    assert run(store, pool) == EXPECTED
+def test_the_cells_of_a_dead_actor_are_done_by_another(store, monkeypatch):
+    deaths = []
 
+    def killed(factor, group):
+        if ("g1", "0") in group and deaths.append(1) is None and len(deaths) < 2:
+            raise FakeRay.Killed
+        return work(factor, group)
 
-def test_what_an_actor_raises_is_what_one_sees(ray, store):
+    monkeypatch.setattr(pools, "cloudpickle", SimpleNamespace(dumps=lambda x: x, loads=lambda x: x))
+    pool = Actors(FakeRay(), ten, killed, 2, 0.5)
+    assert run(store, pool) == EXPECTED and len(deaths) == 2
     with pytest.raises(ValueError, match="there is no model"):
-        run(store, Actors(ray, refuse, work, 2, 0))
+        run(CellStore(None, {}), Actors(FakeRay(), refuse, work, 2, 0))

@@ -24,31 +24,42 @@ def cluster():
     ray.shutdown()
 
 
-def test_processes_finish_what_one_began_and_a_killed_ones_part_with_the_same_result(tmp_path):
-    alone = run_study(load(), CHOSEN, WAYS, progress=False, **OPTIONS).answers
-    once = tmp_path / "once"
+@pytest.fixture
+def load_or_die(tmp_path):
+    """Kills the first worker that loads."""
+    once = str(tmp_path / "once")
 
     def load_or_die():
-        if not once.exists():
-            once.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return load()
+        try:
+            os.close(os.open(once, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return load()
+        os.kill(os.getpid(), signal.SIGKILL)
 
+    return load_or_die
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return run_study(load(), CHOSEN, WAYS, progress=False, **OPTIONS).answers
+
+
+def test_processes_finish_what_one_began_though_one_is_killed(tmp_path, load_or_die, alone):
     settings = {"out": tmp_path / "out", "progress": False, **OPTIONS}
     run_study(load(), CHOSEN[:1], WAYS, **settings)
     shared = run_on_workers(load_or_die, CHOSEN, WAYS, workers=1, ray=False, **settings).answers
-    assert once.exists() and shared.equals(alone)
+    assert (tmp_path / "once").exists() and shared.equals(alone)
 
 
-def test_ray_finishes_what_one_process_began_with_the_same_result(cluster, tmp_path):
-    alone = run_study(load(), CHOSEN, WAYS, progress=False, **OPTIONS).answers
-    run_study(load(), CHOSEN[:1], WAYS, out=tmp_path, progress=False, **OPTIONS)
-    shared = run_on_workers(load, CHOSEN, WAYS, out=tmp_path, progress=False, **OPTIONS).answers
-    assert shared.equals(alone)
-    again = run_on_workers(load, CHOSEN, WAYS, out=tmp_path, progress=False, **OPTIONS).answers
-    assert again.equals(alone)
+def test_ray_finishes_what_one_began_though_an_actor_is_killed(
+    cluster, tmp_path, load_or_die, alone
+):
+    settings = {"out": tmp_path / "out", "progress": False, **OPTIONS}
+    run_study(load(), CHOSEN[:1], WAYS, **settings)
+    shared = run_on_workers(load_or_die, CHOSEN, WAYS, **settings).answers
+    assert (tmp_path / "once").exists() and shared.equals(alone)
     with pytest.raises(ValueError, match="other settings"):
-        run_on_workers(load, CHOSEN, WAYS[:1], out=tmp_path, progress=False, **OPTIONS)
+        run_on_workers(load, CHOSEN, WAYS[:1], workers=1, **settings)
 
 
 @pytest.mark.parametrize(("workers", "gpus"), [(3, None), (0, None), (1, 1.0)])
