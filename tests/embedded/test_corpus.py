@@ -9,7 +9,15 @@ from random import Random
 import pytest
 
 from lenskit.embedded import corpus, voices
-from lenskit.embedded.corpus import FIRST_MIXTURE, MIXTURE, dialogues, extended
+from lenskit.embedded.corpus import (
+    FIRST_MIXTURE,
+    FIRST_VOICES,
+    MIXTURE,
+    TASK_SHARE,
+    VOICES,
+    dialogues,
+    extended,
+)
 from lenskit.embedded.dialogue import (
     STATEMENT_PROMPT,
     Dialogue,
@@ -22,7 +30,7 @@ from lenskit.embedded.judge import concepts_shown, judge_active, parse
 
 GRAMMAR = load_grammar()
 NUMBER = 4000
-SAMPLE = list(islice(dialogues(GRAMMAR, 11), NUMBER))
+SAMPLE = list(islice(dialogues(GRAMMAR, 11, VOICES), NUMBER))
 PREFIXES = {GRAMMAR.prefix(entry): entry for entry in GRAMMAR.entries} | dict.fromkeys(
     GRAMMAR.neutral_prefixes
 )
@@ -98,11 +106,11 @@ def drawn(task: str, number: int = 2000) -> list[Dialogue]:
     return [getattr(voices, task)(GRAMMAR, random) for _ in range(number)]
 
 
-TASKS = [task.__name__ for task in MIXTURE]
+TASKS = [task.__name__ for task in VOICES]
 
 
 def test_the_shares_of_the_mixtures_are_kept():
-    for mixture in (MIXTURE, FIRST_MIXTURE):
+    for mixture in (VOICES, FIRST_VOICES):
         assert sum(mixture.values()) == pytest.approx(1)
 
         def named(task):
@@ -116,12 +124,12 @@ def test_the_shares_of_the_mixtures_are_kept():
 
 
 def test_both_mixtures_have_competition_and_neutral_prefixes():
-    for mixture in (MIXTURE, FIRST_MIXTURE):
+    for mixture in (VOICES, FIRST_VOICES):
         shares = {task.__name__: share for task, share in mixture.items()}
         assert sum(shares[task] for task in COMPETING) > 0.3
         assert shares["neutral_prefix"] > 0
     # Nobody speaks unasked before it is known who can.
-    assert not {task.__name__ for task in FIRST_MIXTURE} & {"voiced_statement", "voiced_question"}
+    assert not {task.__name__ for task in FIRST_VOICES} & {"voiced_statement", "voiced_question"}
 
 
 def test_a_mixture_is_extended_by_further_tasks_with_a_share_of_all():
@@ -131,21 +139,21 @@ def test_a_mixture_is_extended_by_further_tasks_with_a_share_of_all():
     def riddle(grammar, random):
         return joke(grammar, random)
 
-    more = extended(MIXTURE, {joke: 3, riddle: 1}, 0.2)
+    more = extended(VOICES, {joke: 3, riddle: 1}, 0.2)
     assert sum(more.values()) == pytest.approx(1)
     assert (more[joke], more[riddle]) == pytest.approx((0.15, 0.05))
-    assert all(more[task] == pytest.approx(0.8 * share) for task, share in MIXTURE.items())
-    assert list(more) == [*MIXTURE, joke, riddle]
+    assert all(more[task] == pytest.approx(0.8 * share) for task, share in VOICES.items())
+    assert list(more) == [*VOICES, joke, riddle]
     with pytest.raises(ValueError, match="1.5"):
-        extended(MIXTURE, {joke: 1}, 1.5)
+        extended(VOICES, {joke: 1}, 1.5)
     with pytest.raises(ValueError, match="bare_question"):
-        extended(MIXTURE, {corpus.bare_question: 1}, 0.1)
+        extended(VOICES, {corpus.bare_question: 1}, 0.1)
 
 
 def test_the_same_seed_gives_the_same_dialogues_and_another_seed_others():
-    again = list(islice(dialogues(GRAMMAR, 11), 200))
+    again = list(islice(dialogues(GRAMMAR, 11, VOICES), 200))
     assert again == SAMPLE[:200]
-    assert list(islice(dialogues(GRAMMAR, 12), 200)) != again
+    assert list(islice(dialogues(GRAMMAR, 12, VOICES), 200)) != again
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -371,3 +379,9 @@ def test_several_prefixes_stand_a_single_space_apart():
         "Take on a shy mood. Please read this."
     )
     assert prefixes("Take on a shy mood.") == "Take on a shy mood." and prefixes() == ""
+
+
+def test_the_tasks_of_attention_steering_have_their_share_of_both_mixtures():
+    for mixture, concepts in ((MIXTURE, VOICES), (FIRST_MIXTURE, FIRST_VOICES)):
+        assert sum(mixture.values()) == pytest.approx(1)
+        assert sum(mixture[task] for task in concepts) == pytest.approx(1 - TASK_SHARE)
