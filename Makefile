@@ -1,5 +1,6 @@
 # make demo       set up .venv and run the demonstration
 # make test       set up .venv and run the tests
+# make test-slow  the tests that take longest, which start many processes
 # make check      lint, formatting, types, committed notebooks
 # make notebooks  run the notebooks again, in place
 # make clean      remove .venv and everything built
@@ -25,13 +26,17 @@ EXECUTE = TTY_INTERACTIVE=0 TQDM_DISABLE=1 $(BIN)/python -m jupyter nbconvert --
 	--execute --log-level WARN --ExecutePreprocessor.timeout=600 \
 	--ExecutePreprocessor.record_timing=False
 
-.PHONY: demo test check lint types notebook-check notebooks notebooks-to install clean
+.PHONY: demo test test-slow check lint types notebook-check notebooks notebooks-to install clean
 
 demo: $(READY)
 	$(BIN)/lenskit demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+
+# What starts many processes: killed workers, Ray, whole commands.
+test-slow: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests
 
 check: lint types notebook-check
 

@@ -180,6 +180,7 @@ def test_a_terminal_that_knows_ascii_alone_gets_the_whole_table(own, model, tmp_
     assert (tmp_path / "answers.csv").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")
 def test_a_full_device_or_a_closed_pipe_loses_no_answers(own, model, tmp_path):
     chosen = ("study", *model, "--concept-file", own, "--concepts", "tea")

@@ -130,6 +130,7 @@ def test_the_mean_score_of_old_and_new_cells_is_shown(store, capsys, monkeypatch
     assert shown[0] == "score 6.000" and shown[-1] == "score 21.000"
 
 
+@pytest.mark.slow
 def test_the_cells_of_a_killed_process_are_done_by_another(tmp_path):
     store, once, factor = CellStore(tmp_path, {}), str(tmp_path / "once"), 10
     # Closures, as in a notebook.
@@ -140,6 +141,7 @@ def test_the_cells_of_a_killed_process_are_done_by_another(tmp_path):
     assert file.read_text().count('"g1", "0"') == 1
 
 
+@pytest.mark.slow
 def test_a_group_that_kills_every_process_fails_and_the_others_are_done(store, monkeypatch):
     monkeypatch.setattr(engine, "MOST_DEATHS", 2)
     with pytest.raises(CellsFailed, match="its worker died 2 times, the last by signal 9"):
@@ -147,6 +149,7 @@ def test_a_group_that_kills_every_process_fails_and_the_others_are_done(store, m
     assert store.cells == {k: v for k, v in EXPECTED.items() if k[0] != "g1"}
 
 
+@pytest.mark.slow
 def test_what_a_process_raises_is_what_one_sees(store):
     with pytest.raises(ValueError, match="there is no model"):
         run(store, Processes(refuse, work, 1))

@@ -63,6 +63,7 @@ def test_lambdas_closures_and_partials_are_told_by_what_they_hold():
     assert identity(partial(one)) == identity(partial(one)) != identity(partial(two))
 
 
+@pytest.mark.slow
 def test_sets_in_code_are_the_same_in_every_process():
     source = "def judge(c, q, a):\n    return a in {'one', 'two', 'three'}\n"
     script = (

@@ -44,6 +44,7 @@ def alone():
     return run_study(load(), CHOSEN, WAYS, progress=False, **OPTIONS).answers
 
 
+@pytest.mark.slow
 def test_processes_finish_what_one_began_though_one_is_killed(tmp_path, load_or_die, alone):
     settings = {"out": tmp_path / "out", "progress": False, **OPTIONS}
     run_study(load(), CHOSEN[:1], WAYS, **settings)
@@ -51,6 +52,7 @@ def test_processes_finish_what_one_began_though_one_is_killed(tmp_path, load_or_
     assert (tmp_path / "once").exists() and shared.equals(alone)
 
 
+@pytest.mark.slow
 def test_ray_finishes_what_one_began_though_an_actor_is_killed(
     cluster, tmp_path, load_or_die, alone
 ):
