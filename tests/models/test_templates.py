@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from families import CHATML, QWEN25
 from tokenizers import (
     AddedToken,
     Regex,
@@ -59,16 +60,6 @@ LLAMA32 = (
     "{{ m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
     "{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
-CHATML = (
-    "{% for m in messages %}"
-    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-QWEN25 = (
-    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
-    "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n' }}"
-    "{% endif %}" + CHATML
 )
 QWEN3 = CHATML.replace(
     "'<|im_start|>assistant\n' }}",
