@@ -42,7 +42,7 @@ class Recipe:
     ``without``: names of tasks that are left out of both mixtures.
     """
 
-    steps: int = 6000
+    steps: int = 4800
     batch: int = 64
     learning_rate: float = 6e-3
     seed: int = 0
