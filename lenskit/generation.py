@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import numpy as np
@@ -19,9 +17,16 @@ from lenskit._arguments import whole
 from lenskit._display import Displayed, html_table
 from lenskit._progress import Bars
 from lenskit.concepts import question_prompt
-from lenskit.models import Tokens, chat_ids, position_ids, require_positions, using
+from lenskit.models import (
+    Edit,
+    Tokens,
+    chat_ids,
+    position_ids,
+    require_positions,
+    rows_of,
+)
 from lenskit.recipes import DEFAULT
-from lenskit.steering import active_interventions, intervene, intervention
+from lenskit.steering import intervene, intervention
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -141,18 +146,16 @@ def generate(
     uniform = None if temperature is None else _uniform(len(tokens), max_new_tokens, seed)
     written: list[list[int]] = [[] for _ in conversations]
 
-    with _rows_of(model, len(tokens)) as interventions, Bars(disable=not progress) as bar:
+    with rows_of(model, len(tokens), "questions") as edits, Bars(disable=not progress) as bar:
         task = bar.add_task("generate", total=len(tokens))
         pending = list(tokens.lengths.argsort(stable=True).split(batch_size)) * (max_new_tokens > 0)
         while pending:
             rows = pending.pop(0)
-            for each in interventions:
+            for each in edits:
                 each.batch(rows)
             choose = _chooser(temperature, None if uniform is None else uniform[rows])
             try:
-                answers = _decode(
-                    model, tokens.rows(rows).trimmed(), max_new_tokens, choose, interventions
-                )
+                answers = _decode(model, tokens.rows(rows).trimmed(), max_new_tokens, choose, edits)
             except torch.OutOfMemoryError:
                 if len(rows) == 1:
                     raise
@@ -217,33 +220,13 @@ def _conversation(question: str | Conversation) -> Conversation:
     return question
 
 
-@contextmanager
-def _rows_of(model: TransformerBridge, number: int) -> Iterator[tuple]:
-    """The model's interventions, which are given back their own order of rows afterwards."""
-    with using(model) as note:
-        interventions = active_interventions(model)
-        _check_rows(interventions, number)
-        for each in interventions:
-            note(partial(each.batch, None))
-        yield interventions
-
-
-def _check_rows(interventions: Sequence[Any], number: int) -> None:
-    for each in interventions:
-        if not each.planned.shared and len(each.planned.weights) != number:
-            raise ValueError(
-                f"steering has coefficients for {len(each.planned.weights)} rows, but there are "
-                f"{number} questions; give one for each question, or one for all"
-            )
-
-
 @torch.no_grad()
 def _decode(
     model: TransformerBridge,
     prompts: Tokens,
     max_new_tokens: int,
     choose: Callable[[Float[Tensor, "row vocab"], Tensor, int], Int[Tensor, "row"]],
-    interventions: Sequence[Any],
+    edits: Sequence[Edit],
 ) -> list[list[int]]:
     """Token ids written for each prompt, up to and with its end token."""
     hf_model: Any = model.original_model
@@ -284,7 +267,7 @@ def _decode(
             cache.batch_select_indices(kept.cpu())
             mask, positions, live = mask[kept], positions[kept], live[kept]
             chosen, running = chosen[kept], running[kept]
-            for each in interventions:
+            for each in edits:
                 each.keep(kept)
         options["past_key_values"] = cache
         chunk, seen = chosen[:, None], total

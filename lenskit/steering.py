@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lenskit._arguments import block_numbers, whole
-from lenskit.models import hooked, position_ids, using
+from lenskit.models import applied, position_ids, require_rows
 from lenskit.recipes import DEFAULT
 from lenskit.vectors import ConceptVectors, added, parts
 
@@ -137,22 +136,8 @@ def steer(
 @contextmanager
 def intervene(model: TransformerBridge, planned: Intervention) -> Iterator[None]:
     """Apply an intervention to every forward pass inside the context."""
-    active = ActiveIntervention(planned)
-    with using(model) as note:
-        stack = _active.setdefault(model, [])
-        note(partial(_leave, stack, active))
-        stack.append(active)
-        with hooked(model, active.hooks(), before=active.before_forward):
-            yield
-
-
-def _leave(stack: list[ActiveIntervention], active: ActiveIntervention) -> None:
-    stack[:] = [each for each in stack if each is not active]
-
-
-def active_interventions(model: TransformerBridge) -> tuple[ActiveIntervention, ...]:
-    """The interventions now applied to the model, the outermost first."""
-    return tuple(_active.get(model, ()))
+    with applied(model, ActiveIntervention(planned)):
+        yield
 
 
 class ActiveIntervention:
@@ -162,10 +147,17 @@ class ActiveIntervention:
     every row keeps its own vectors.
     """
 
+    what = "steering has coefficients"
+
     def __init__(self, planned: Intervention) -> None:
         self.planned = planned
         self._gate: Tensor | None = None
         self.batch(None)
+
+    @property
+    def number(self) -> int | None:
+        """For how many rows it was made; ``None`` serves a batch of any size."""
+        return None if self.planned.shared else len(self.planned.weights)
 
     def batch(self, rows: Int[Tensor, "row"] | None) -> None:
         """Say which rows of the intervention the next batches hold; ``None``: all of them."""
@@ -182,13 +174,7 @@ class ActiveIntervention:
         """Check the number of rows, and find the steered positions of this chunk of tokens."""
         tokens = args[0] if args else kwargs.get("input_ids")
         tokens = kwargs["inputs_embeds"] if tokens is None else tokens
-        rows = len(self._rows)
-        if not self.planned.shared and rows != tokens.shape[0]:
-            raise ValueError(
-                f"steering has coefficients for {rows} rows, but the batch has "
-                f"{tokens.shape[0]}; give one for each row (beam search, which copies rows, "
-                "needs one coefficient for all)"
-            )
+        require_rows(self, len(self._rows), tokens.shape[0])
         if self.planned.start > 0:
             self._gate = (_positions(tokens, kwargs) >= self.planned.start)[:, :, None]
 
@@ -210,9 +196,6 @@ class ActiveIntervention:
             return resid + delta
         self._gate = self._gate.to(resid)
         return torch.addcmul(resid, self._gate, delta)
-
-
-_active: WeakKeyDictionary[Any, list[ActiveIntervention]] = WeakKeyDictionary()
 
 
 def _terms(

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steered import hook_count, plain_hooks, random_vectors
 
-from lenskit.models import Tokens, load_model, pad_left
-from lenskit.steering import Intervention, active_interventions, steer
+from lenskit.models import Tokens, applied_edits, load_model, pad_left
+from lenskit.steering import Intervention, steer
 
 # What the plain hooks add is absolute.
 steer = partial(steer, relative=False)
@@ -184,9 +184,9 @@ def test_contexts_inside_one_another_add_up(model):
     with steer(model, [(first, 2.0), (second, -1.5)]):
         expected = run(model, tokens)
     with steer(model, first, coefficient=2.0), steer(model, second, coefficient=[-1.5] * 3):
-        assert len(active_interventions(model)) == 2
+        assert len(applied_edits(model)) == 2
         torch.testing.assert_close(run(model, tokens), expected, atol=1e-4, rtol=1e-5)
-    assert not active_interventions(model)
+    assert not applied_edits(model)
 
 
 def test_a_coefficient_of_zero_changes_nothing_at_all(model):
@@ -252,7 +252,7 @@ def test_no_hook_is_left_after_the_context_or_after_an_exception(model):
     ):
         pass
     assert hook_count(model) == before
-    assert not active_interventions(model)
+    assert not applied_edits(model)
     assert torch.equal(run(model, tokens), plain)
 
 

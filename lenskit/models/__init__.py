@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from lenskit.models.active import (
+    Chunk,
+    Edit,
+    applied,
+    applied_edits,
+    chunk_of,
+    require_rows,
+    rows_of,
+)
 from lenskit.models.batches import Arrivals, in_batches
 from lenskit.models.check import PATTERN, RESID, SCORES, ModelReport, check_model, model_report
 from lenskit.models.contents import locate
@@ -43,14 +52,19 @@ __all__ = [
     "RESID",
     "SCORES",
     "Arrivals",
+    "Chunk",
     "Conversation",
+    "Edit",
     "Limits",
     "ModelCheckError",
     "ModelReport",
     "Tokens",
+    "applied",
+    "applied_edits",
     "attention_patterns",
     "chat_ids",
     "check_model",
+    "chunk_of",
     "conversation_ids",
     "decoder_layers",
     "encode_with_offsets",
@@ -69,6 +83,8 @@ __all__ = [
     "refuse_special",
     "render",
     "require_positions",
+    "require_rows",
+    "rows_of",
     "run_plain",
     "same_model",
     "shares",

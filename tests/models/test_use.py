@@ -16,8 +16,8 @@ from test_capture import prompts_for
 
 from lenskit.capture import capture, for_each_pattern
 from lenskit.generation import generate
-from lenskit.models import hooked, load_model, rows, using
-from lenskit.steering import active_interventions, steer
+from lenskit.models import applied_edits, hooked, load_model, rows, using
+from lenskit.steering import steer
 
 QUESTIONS = ["What is rain?", "Is the library open on Sundays, or in 1984?"]
 WATCHED = ("lenskit/", "transformer_lens/", "torch/nn/modules/module", "torch/utils/hooks")
@@ -189,7 +189,7 @@ def use_generate(model, arm):
     with steer(model, [random_vectors(model)] * 2, coefficient=[1.0, 2.0]):
         with hooked(model, [("blocks.2.hook_resid_post", end)]):
             generate(model, QUESTIONS, max_new_tokens=2)
-        assert all(len(each._rows) == 2 for each in active_interventions(model))
+        assert all(len(each._rows) == 2 for each in applied_edits(model))
 
 
 @pytest.mark.parametrize("times", [1, 9])
@@ -210,7 +210,7 @@ def test_an_interrupt_at_any_step_of_the_clean_up_leaves_nothing_behind(model, u
         if ended:
             break
         with using(model):
-            assert not active_interventions(model)
+            assert not applied_edits(model)
             assert not rows.reading
             assert hook_count(model) == hooks
             assert not any(point.fwd_hooks for point in model.hook_dict.values())
