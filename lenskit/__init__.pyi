@@ -2,6 +2,7 @@
 
 from . import exchange as exchange
 from . import figures as figures
+from . import tasks as tasks
 from .capture import Capture as Capture
 from .capture import capture as capture
 from .concepts import Concept as Concept

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 
+from lenskit.scoring import mean_interval
 from lenskit.study.study import KEYS, Study
 from lenskit.study.ways import Variant
 
@@ -33,8 +33,6 @@ def paired_differences(
     >>> lk.paired_differences(study)["control"].tolist()
     ['', 'unsteered']
     """
-    if not 0 < level < 1 or draws < 1:
-        raise ValueError(f"level must be in (0, 1) and draws 1 or more, got {level} and {draws}")
     rows = study.concepts.set_index(["concept_class", "concept"])
     found = {key: own for key, own in rows.groupby(KEYS, sort=False)}
     first = next(iter(found)) if to is None else tuple(getattr(to, key) for key in KEYS)
@@ -43,19 +41,10 @@ def paired_differences(
     table = []
     for key, own in found.items():
         paired = (own[score] - found[first][score]).dropna()
-        low, high = _interval(paired.to_numpy(), level, draws, seed)
+        low, high = mean_interval(paired.to_numpy(), level=level, draws=draws, seed=seed)
         table.append(
             dict(zip(KEYS, key, strict=True))
             | {score: own[score].mean(), "difference": paired.mean(), "low": low, "high": high}
             | {"steerable": float((own["best"] > 0).mean()), "concepts": len(paired)}
         )
     return pd.DataFrame(table)
-
-
-def _interval(values: np.ndarray, level: float, draws: int, seed: int) -> tuple[float, float]:
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    drawn = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
-    means = values[drawn].mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

@@ -45,6 +45,8 @@ def passage(
     """
     file = task_file("passages")
     kind = kind or random.choices(KINDS, [file["shares"][k] for k in KINDS])[0]
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} must be one of {KINDS}")
     attribute = attribute or random.choice(ATTRIBUTES)
     number = random.choice(file["distractors"]) if distractors is None else distractors
     person, *others = people.strangers(random, split, 3 + number)

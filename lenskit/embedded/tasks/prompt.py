@@ -16,6 +16,7 @@ from typing import Any
 from zlib import crc32
 
 from lenskit._data import data_path
+from lenskit._display import Displayed, count
 from lenskit.embedded.dialogue import Dialogue, assistant
 from lenskit.embedded.grammar import Grammar
 from lenskit.embedded.judge import Verdict
@@ -23,13 +24,14 @@ from lenskit.embedded.judge import Verdict
 SPLITS = ("train", "held_out")
 
 
-@dataclass(frozen=True)
-class TaskPrompt:
+@dataclass(frozen=True, repr=False)
+class TaskPrompt(Displayed):
     """A prompt of one to several messages, the last one the user's.
 
-    ``emphasised`` is a span that occurs exactly once in ``messages[emphasised_in]``; ``target`` is
-    the answer that follows it, ``otherwise`` the one that does not, and ``rate`` the share of
-    training answers that are the target: the truth that the model has to learn.
+    ``emphasised`` is a span that occurs exactly once in ``messages[emphasised_in]``, or else its
+    occurrence ``nth`` is meant, counted from 0 and without overlaps; ``target`` is the answer that
+    follows it, ``otherwise`` the one that does not, and ``rate`` the share of training answers that
+    are the target: the truth that the model has to learn.
     """
 
     messages: tuple[Mapping[str, str], ...]
@@ -39,16 +41,42 @@ class TaskPrompt:
     rate: float = 1.0
     metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     emphasised_in: int = -1
+    nth: int | None = None
 
     def __post_init__(self) -> None:
         text = self.messages[self.emphasised_in]["content"]
-        if not self.emphasised or text.count(self.emphasised) != 1:
+        found = text.count(self.emphasised) if self.emphasised else 0
+        if self.nth is None and found != 1:
             raise ValueError(
                 f"emphasised={self.emphasised!r} must occur exactly once in message "
-                f"{self.emphasised_in}, which is {text!r}"
+                f"{self.emphasised_in}, which is {text!r}; of several, say which with nth"
+            )
+        if self.nth is not None and not 0 <= self.nth < found:
+            raise ValueError(
+                f"nth={self.nth}: emphasised={self.emphasised!r} occurs {found} times in message "
+                f"{self.emphasised_in}, which is {text!r}; count from 0"
             )
         if not 0 <= self.rate <= 1 or (self.rate < 1 and not self.otherwise):
             raise ValueError(f"rate={self.rate}: give a rate in [0, 1], and `otherwise` below 1")
+
+    @property
+    def characters(self) -> tuple[int, int]:
+        """From which to which character of its message the emphasised span stands."""
+        text, end = self.messages[self.emphasised_in]["content"], 0
+        for _ in range((self.nth or 0) + 1):
+            start = text.index(self.emphasised, end)
+            end = start + len(self.emphasised)
+        return start, end
+
+    def _headline(self) -> str:
+        return f"TaskPrompt of {count(len(self.messages), 'message')}"
+
+    def _rows(self) -> dict[str, object]:
+        shown: dict[str, object] = {
+            f"message {i}, {message['role']}": message["content"]
+            for i, message in list(enumerate(self.messages))[-4:]
+        }
+        return shown | {"emphasised": self.emphasised, "target": self.target}
 
     def dialogue(self, random: Random) -> Dialogue:
         """The prompt with an answer drawn at its rate; earlier answers are targets too."""
