@@ -1,5 +1,6 @@
 """The public names, each with the module it is loaded from when it is first used."""
 
+from . import causal as causal
 from . import exchange as exchange
 from . import figures as figures
 from . import tasks as tasks

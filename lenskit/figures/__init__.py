@@ -21,6 +21,7 @@ from lenskit.figures.inspection import (
     token_texts,
 )
 from lenskit.figures.play import Play, play
+from lenskit.figures.sites import site_map
 from lenskit.figures.studies import (
     blocks_compared,
     over_steering,
@@ -42,6 +43,7 @@ __all__ = [
     "row_names",
     "selected_token_map",
     "selected_token_shares",
+    "site_map",
     "soft_label_curves",
     "steerability_bars",
     "steerability_by_class",

@@ -1,0 +1,159 @@
+"""Prompts and targets as token ids, and which tokens of two prompts stand for each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lenskit._arguments import whole
+from lenskit.models import (
+    Conversation,
+    chat_ids,
+    encode_with_offsets,
+    pad_left,
+    render,
+    require_positions,
+)
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerBase
+
+Prompt: TypeAlias = str | Conversation | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Read:
+    """A prompt's token ids, and its text in the chat template where it has one."""
+
+    ids: tuple[int, ...]
+    text: str | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read_prompt(model: TransformerBridge, prompt: Prompt, name: str) -> Read:
+    """A user's message or a conversation in the chat template, or token ids as they are."""
+    given: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if isinstance(given, Tensor):
+        given = given.tolist()
+    if not isinstance(given, Sequence) or not len(given):
+        raise TypeError(f"{name} must be a text, a list of messages or token ids, got {prompt!r}")
+    if isinstance(given[0], Mapping):
+        ids = chat_ids(model, [given]).input_ids[0].tolist()
+        return Read(tuple(ids), render(model.tokenizer, given))
+    ids = token_ids(model, given, name)
+    require_positions(model, pad_left([ids], 0))
+    return Read(ids, None)
+
+
+def token_ids(model: TransformerBridge, ids: Sequence[int], name: str) -> tuple[int, ...]:
+    """Token ids that the model embeds; raises ValueError for others."""
+    most = model.original_model.get_input_embeddings().weight.shape[0] - 1
+    return tuple(whole(f"a token id of {name}", token, 0, most) for token in ids)
+
+
+def answer_ids(
+    model: TransformerBridge, prompt: Read, answer: str | Sequence[int], name: str
+) -> tuple[int, ...]:
+    """The tokens that an answer has behind a prompt.
+
+    Raises ``ValueError`` for an empty one, and where no tokens spell it there.
+    """
+    ids = token_ids(model, answer, name) if not isinstance(answer, str) else ()
+    if isinstance(answer, str) and answer:
+        tokenizer = model.tokenizer
+        both = () if prompt.text is None else _encoded(tokenizer, prompt.text + answer)
+        ids = both[len(prompt) :] if both[: len(prompt)] == prompt.ids else ()
+        if not ids:
+            # Text is often cut otherwise where more follows; the model goes on from the ids it has.
+            ids = _encoded(tokenizer, answer)
+            if _decoded(tokenizer, prompt.ids + ids) != _decoded(tokenizer, prompt.ids) + answer:
+                raise ValueError(
+                    f"{name} {answer!r} cannot be put behind the prompt's last token; begin it as "
+                    "the model would (often with a blank), or give its token ids"
+                )
+    if not ids:
+        raise ValueError(f"{name} has no tokens, got {answer!r}")
+    return ids
+
+
+def counterparts(prompt: Read, source: Read) -> tuple[int, int]:
+    """The first position of ``prompt`` that has a counterpart in ``source``, and how far it is.
+
+    Prompts of one length stand side by side. Of others only the tokens that both end with do.
+    """
+    if len(prompt) == len(source):
+        return 0, 0
+    alike = 0
+    for one, other in zip(reversed(prompt.ids), reversed(source.ids), strict=False):
+        if one != other:
+            break
+        alike += 1
+    if not alike:
+        raise ValueError(
+            f"the prompts have {len(prompt)} and {len(source)} tokens and end with different ones, "
+            "so that no position of one stands for one of the other; give prompts of one length"
+        )
+    return len(prompt) - alike, len(source) - len(prompt)
+
+
+def position_groups(
+    positions: Sequence[int | Sequence[int]] | None, first: int, length: int
+) -> list[tuple[int, ...]]:
+    """Positions from ``first`` on, counted from the prompt's first token; negative from its end."""
+    if positions is None:
+        return [(place,) for place in range(first, length)]
+    found = []
+    for group in positions:
+        one = [group] if not hasattr(group, "__iter__") else list(group)
+        places = [whole("positions", place, -length, length - 1) % length for place in one]
+        if not places or len(set(places)) < len(places):
+            raise ValueError(f"positions must be different ones, and some; got {group!r}")
+        if min(places) < first:
+            raise ValueError(
+                f"position {min(places)} has no counterpart: the prompts differ in length, and "
+                f"have only the tokens from position {first} on in common at their ends"
+            )
+        found.append(tuple(places))
+    if not found:
+        raise ValueError("positions is empty; give at least one, or None for all")
+    return found
+
+
+def block_groups(
+    blocks: Sequence[int | Sequence[int]] | None, number: int
+) -> list[tuple[int, ...]]:
+    """Blocks, or windows of blocks; by default each block alone."""
+    if blocks is None:
+        return [(block,) for block in range(number)]
+    found = []
+    for group in blocks:
+        one = [group] if not hasattr(group, "__iter__") else list(group)
+        window = tuple(whole("blocks", block, 0, number - 1) for block in one)
+        if not window or len(set(window)) < len(window):
+            raise ValueError(f"blocks must be different ones, and some; got {group!r}")
+        found.append(window)
+    if not found:
+        raise ValueError("blocks is empty; give at least one, or None for all")
+    return found
+
+
+def token_texts(model: TransformerBridge, ids: Sequence[int]) -> tuple[str, ...]:
+    """Each token as text."""
+    return tuple(model.tokenizer.decode([token]) for token in torch.as_tensor(ids).tolist())
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    return tuple(encode_with_offsets(tokenizer, [text])[0][0])
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return tokenizer.decode(
+        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
