@@ -12,7 +12,8 @@ messages under whatever steers the model, or from ``choose``, which picks the li
     lk.tasks.compare(task, answers)
 
 A judge is a callable ``(prompt, answer) -> Verdict``, and a task may be judged by another one:
-``dataclasses.replace(task, judge=lk.tasks.published_format)``.
+``dataclasses.replace(task, judge=lk.tasks.published_format)``. Its score may be any number, so that
+``lambda prompt, answer: lk.Verdict(lk.tasks.ngram_entropy(answer), "")`` compares fluency.
 """
 
 from __future__ import annotations

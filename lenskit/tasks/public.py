@@ -98,10 +98,12 @@ def _of_fact(record: Record, prompt: str, **others: str) -> TaskPrompt:
         raise ValueError(f"{record.place}: target_unmediated is missing, and this task needs it")
     before = f"Previously {record.context.replace(record.target, record.other)}. Currently "
     text = f"{before}{record.context.rstrip('. ')}. {prompt}"
+    # A few spans are empty as published: the new attribute ends with the subject.
+    span = record.attribute or record.target
     # The old fact comes first and may hold the same words.
-    start = len(before) + record.context.rfind(record.attribute)
+    start = len(before) + record.context.rfind(span)
     answers = {"target": record.target, "otherwise": record.other}
-    return _prompt(record, text, record.attribute, start, **answers, **others)
+    return _prompt(record, text, span, start, **answers, **others)
 
 
 def _counterfact(record: Record) -> Iterator[TaskPrompt]:

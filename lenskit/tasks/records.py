@@ -27,6 +27,7 @@ _SPACE = re.compile(r"\s*")
 _TITLES = "professor prof. prof dr. dr doctor mr. mr ms. ms mrs. mrs rev. rev pastor".split()
 _ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Z]|Dr|Mr|Mrs|Ms|Prof|Rev|St|Jr|Sr|Inc|No|vs)\.$")
 _CRUFT = (" (b. ", " (tr. ", " (min. ")
+_NO_NAME = "Non-Residential"
 _FEWEST_WORDS, _FEWEST_IN_A_SENTENCE = 10, 3
 
 
@@ -176,14 +177,14 @@ def _counterfact(place: str, item: Mapping[str, Any]) -> Record:
         subject,
         context.split(subject)[-1].strip(",-;: "),
         context,
-        _bare_paraphrase(subject, paraphrases[0]),
+        bare_paraphrase(subject, paraphrases[0]),
         new,
         true,
         paraphrases,
     )
 
 
-def _bare_paraphrase(subject: str, paraphrase: str) -> str:
+def bare_paraphrase(subject: str, paraphrase: str) -> str:
     """The sentence of a paraphrase that is about the subject, without the sentences before it."""
     text = paraphrase.split("\n")[-1].strip()
     if text.startswith("Category:") and subject in text:
@@ -219,7 +220,7 @@ def _biography(place: str, item: Mapping[str, Any]) -> Record | None:
     text = text.strip("*• ")
     if text.count(first) == 0:
         text = f"About {first}: {text}"
-    if text.count(first) != 1 or len(text.split()) < _FEWEST_WORDS:
+    if first == _NO_NAME or text.count(first) != 1 or len(text.split()) < _FEWEST_WORDS:
         return None
     opening = sentences(text)[0]
     attribute = opening.split(first, 1)[1].strip(".: ") if first in opening else opening

@@ -14,6 +14,7 @@ from lenskit._arguments import whole
 from lenskit._display import Displayed, count, quoted
 from lenskit.embedded.grammar import load_grammar
 from lenskit.embedded.tasks import SPLITS, TASKS, TaskPrompt
+from lenskit.embedded.tasks.people import ATTRIBUTES, values
 from lenskit.scoring import Verdict
 
 TaskJudge = Callable[[TaskPrompt, str], Verdict]
@@ -102,8 +103,9 @@ def embedded(
     between instruction and question (format, pronouns, occupation), ``asked=True`` for prompts that
     do ask for something; ``kind="conflicts"``, ``distractors=2`` and ``rank`` (passage);
     ``kinds`` and ``emphasise="earlier"`` (competing_formats); ``plea`` (system_rule) and so on.
-    ``lenskit.embedded.tasks.UNRELATED`` names the exercises that must not suffer. Raises ValueError
-    for another name, split or condition.
+    ``lenskit.embedded.tasks.UNRELATED`` names the exercises that must not suffer. Where all prompts
+    ask for the same attribute, its values are the labels. Raises ValueError for another name, split
+    or condition.
 
     >>> far = lk.tasks.embedded("format", 3, kind="json", length=(100, 150))
     >>> far.score([prompt.target for prompt in far.prompts])
@@ -123,4 +125,7 @@ def embedded(
     kind = conditions.get("kind")
     if kind is not None and prompts[0].metadata.get("kind") != kind:
         raise ValueError(f"task {name!r} has no kind {kind!r}")
-    return Task(name, tuple(prompts), Finished(TASKS[name].judge))
+    attribute = "occupation" if name == "occupation" else conditions.get("attribute")
+    named = attribute in ATTRIBUTES and name in ("occupation", "fact_question", "passage")
+    labels = values(str(attribute)) if named else ()
+    return Task(name, tuple(prompts), Finished(TASKS[name].judge), labels=labels)

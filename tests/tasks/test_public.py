@@ -7,6 +7,7 @@ import re
 import pytest
 
 import lenskit as lk
+from lenskit.tasks.records import bare_paraphrase, sentences
 
 OWN = {
     "id": "Ann_Lee",
@@ -182,6 +183,35 @@ def test_the_emphasised_attribute_is_that_of_the_new_fact_though_the_old_one_hol
     start, end = prompt.characters
     assert text[start:end] == "was created in York" and start > text.index("Currently")
     assert prompt.nth == 1
+
+
+def test_where_the_new_attribute_ends_with_the_subject_the_new_target_is_emphasised(written):
+    rewrite = FACT["requested_rewrite"] | {"subject": "Time", "target_new": {"str": "Tea Time"}}
+    record = FACT | {"requested_rewrite": rewrite}
+    (prompt,) = lk.tasks.read_task(written(record), "counterfact").prompts
+    assert prompt.emphasised == "Tea Time" and prompt.characters[0] > text_of(prompt).index("Curr")
+
+
+def test_paraphrases_lose_what_stands_before_the_subjects_sentence():
+    found = {
+        "The sex ratio was 1063. Tea Time, that came from": "Tea Time, that came from",
+        "It ended.\nMuch later Tea Time was made in": "Much later Tea Time was made in",
+        "Category:Films\nCategory:Tea Time (film). Tea Time was made in": "Tea Time was made in",
+        "Who knows? Tea Time was made in": "Who knows? Tea Time was made in",
+        "No one was there.  v": "No one was there.  v",
+        "Dr. Tea Time lives in": "Dr. Tea Time lives in",
+    }
+    assert {text: bare_paraphrase("Tea Time", text) for text in found} == found
+
+
+def test_sentences_end_after_stops_but_not_after_abbreviations():
+    text = 'Dr. Lee came. She left at 5 p.m. and slept! "Why?" asked J. Doe.  He knew.'
+    assert sentences(text) == [
+        "Dr. Lee came.",
+        "She left at 5 p.m. and slept!",
+        '"Why?" asked J. Doe.',
+        "He knew.",
+    ]
 
 
 def test_biographies_are_brought_to_the_published_form(written):

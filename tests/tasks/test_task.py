@@ -46,6 +46,14 @@ def test_conditions_seed_and_split_reach_the_builder():
     assert not {p.emphasised for p in trained.prompts} & {p.emphasised for p in far.prompts}
 
 
+def test_where_one_attribute_is_asked_for_its_values_are_the_labels():
+    asked = lk.tasks.embedded("passage", 4, attribute="town")
+    for own in (asked, lk.tasks.embedded("occupation", 4)):
+        assert {p.target for p in own.prompts} < {*own.labels} and len(own.labels) > 10
+    assert not lk.tasks.embedded("passage", 4).labels
+    assert not lk.tasks.embedded("format", 4).labels
+
+
 def test_what_an_embedded_task_cannot_be_is_said():
     with pytest.raises(ValueError, match="no embedded task 'json'; there are format"):
         lk.tasks.embedded("json")
@@ -55,6 +63,12 @@ def test_what_an_embedded_task_cannot_be_is_said():
         lk.tasks.embedded("format", 1, split="test")
     with pytest.raises(ValueError, match="number must be 1 or more"):
         lk.tasks.embedded("format", 0)
+    with pytest.raises(ValueError, match="does not know these conditions.*yaml"):
+        lk.tasks.embedded("format", kind="yaml")
+    with pytest.raises(ValueError, match="has no kind 'she'"):
+        lk.tasks.embedded("pronouns", kind="she")
+    with pytest.raises(ValueError, match="kind='other' must be one of"):
+        lk.tasks.embedded("passage", kind="other")
 
 
 def test_an_answer_that_was_cut_off_fails_though_its_text_is_right():
