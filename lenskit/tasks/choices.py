@@ -7,6 +7,7 @@ mended, the whole label counts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 By = Literal["whole", "first"]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of a forward pass: a prompt, what stands behind it, and the labels it scores."""
+
+    prompt: int
+    tail: tuple[int, ...]
+    labels: list[int]
 
 
 @torch.no_grad()
@@ -66,33 +76,39 @@ def label_log_probs(
         model, [prompt.messages for prompt in prompts], template_arguments=template_arguments
     )
     scored = [[ids[label][: 1 if by == "first" else None] for label in each] for each in labels]
-    out = torch.empty(len(prompts), len(labels[0]))
-    # A row at the prompt's end scores all labels of one token; longer ones have rows of their own.
+    # Labels that differ in their last token alone share a row, which ends before it.
     rows = [
-        (i, places)
+        _Row(i, tail, [j for j, label in enumerate(own) if label[:-1] == tail])
         for i, own in enumerate(scored)
-        for places in _together([len(label) for label in own])
+        for tail in dict.fromkeys(label[:-1] for label in own)
     ]
     # Rows of a batch have equally long tails, so that no padding stands behind a prompt.
     lengths = tokens.lengths.tolist()
-    rows.sort(key=lambda row: (len(scored[row[0]][row[1][0]]), lengths[row[0]]))
-    batches = [
-        own[start : start + batch_size]
-        for _, group in groupby(rows, lambda row: len(scored[row[0]][row[1][0]]))
-        for own in [list(group)]
-        for start in range(0, len(own), batch_size)
-    ]
+    rows.sort(key=lambda row: (len(row.tail), lengths[row.prompt]))
+    out = torch.zeros(len(prompts), len(labels[0]))
     with rows_of(model, len(prompts), "prompts") as edits:
-        for part in batches:
-            own = torch.tensor([i for i, _ in part])
-            for edit in edits:
-                edit.batch(own)
-            tails = torch.tensor([scored[i][places[0]][:-1] for i, places in part]).long()
-            found = _log_probs(model, tokens.rows(own).trimmed(), tails)
-            for row, (i, places) in enumerate(part):
-                for place in places:
-                    label = scored[i][place]
-                    out[i, place] = found[row, range(len(label)), label].sum()
+        for _, group in groupby(rows, lambda row: len(row.tail)):
+            alike = list(group)
+            for start in range(0, len(alike), batch_size):
+                part = alike[start : start + batch_size]
+                own = torch.tensor([row.prompt for row in part])
+                for edit in edits:
+                    edit.batch(own)
+                tails = torch.tensor([row.tail for row in part]).long()
+                logits = _logits(model, tokens.rows(own).trimmed(), tails)
+                at = [
+                    (r, k, token, row.prompt, j)
+                    for r, row in enumerate(part)
+                    for j in row.labels
+                    for k, token in enumerate(scored[row.prompt][j])
+                ]
+                r, k, token, i, j = torch.tensor(at).T
+                values = (logits[r, k, token] - logits.logsumexp(-1)[r, k]).cpu()
+                out.index_put_((i, j), values, accumulate=True)
+    if bool(out.isnan().any()):
+        raise ValueError(
+            "the model's logits are not numbers; a smaller coefficient or another dtype may help"
+        )
     return out
 
 
@@ -149,37 +165,24 @@ def choose(
     return chosen
 
 
-def _together(lengths: Sequence[int]) -> list[list[int]]:
-    """Labels that a single row scores: all those of one token, and every longer one alone."""
-    short = [place for place, length in enumerate(lengths) if length == 1]
-    longer = [[place] for place, length in enumerate(lengths) if length > 1]
-    return ([short] if short else []) + longer
-
-
-def _log_probs(
+def _logits(
     model: TransformerBridge, prompts: Tokens, tails: Int[Tensor, "row tail"]
 ) -> Float[Tensor, "row pos vocab"]:
-    """Of the next token, from each prompt's last one to the end of its tail; float32."""
+    """From each prompt's last token to the end of its tail; float32, on the model's device."""
     require_positions(model, prompts, more=tails.shape[1])
     both = Tokens(
         torch.cat([prompts.input_ids, tails], dim=1),
         torch.cat([prompts.attention_mask, torch.ones_like(tails)], dim=1),
     )
     logits = run_plain(model.original_model, both, use_cache=False).logits
-    found = logits[:, -tails.shape[1] - 1 :].float().log_softmax(-1).cpu()
-    if bool(found.isnan().any()):
-        raise ValueError(
-            f"the model's logits are not numbers in {logits.dtype}; a smaller coefficient or "
-            "another dtype may help"
-        )
-    return found
+    return logits[:, -tails.shape[1] - 1 :].float()
 
 
-def _ids(model: TransformerBridge, text: str) -> list[int]:
+def _ids(model: TransformerBridge, text: str) -> tuple[int, ...]:
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise ValueError(f"the label {text!r} has no tokens; leave it out")
-    return list(ids)
+    return tuple(ids)
 
 
 def _refuse_beginnings(

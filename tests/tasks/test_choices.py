@@ -164,6 +164,13 @@ def test_steering_holds_while_labels_are_scored_each_prompt_with_its_own_coeffic
     assert torch.equal(label_log_probs(model, PROMPTS, [LABELS] * 4), plain)
 
 
+def test_logits_that_are_not_numbers_are_an_error(model):
+    vectors = random_vectors(model)
+    with lk.steer(model, vectors, coefficient=1e42):
+        with pytest.raises(ValueError, match="logits are not numbers"):
+            label_log_probs(model, PROMPTS, [LABELS] * 4)
+
+
 def test_what_cannot_be_scored_is_said(model):
     with pytest.raises(ValueError, match="labels: give each of the 4 prompts as many"):
         label_log_probs(model, PROMPTS, [["a"], ["a", "b"], ["a"], ["a"]])
