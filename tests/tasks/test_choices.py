@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -129,6 +130,34 @@ def test_efficacy_is_how_often_the_new_target_is_likelier_than_the_true_one(mode
     assert replace(task, prompts=tuple(grouped)).score(answers) == pytest.approx(
         (sum(hits[:3]) / 3 + hits[3]) / 2
     )
+
+
+def test_the_published_top_1_is_that_of_plain_forwards_over_the_prompts_of_a_file(
+    model, reference, tmp_path
+):
+    known = {"prompt": "Ann has the occupation of", "entity": "Ann", "attribute": "likes rain"}
+    jobs = ["sun", "open", "rain", "expert"]
+    records = [
+        known | {"context": f"Ann likes rain. {more}", "target_mediated": job}
+        for more, job in zip(("It rains.", "Why?", "The sun.", "And tea"), jobs, strict=True)
+    ]
+    file = tmp_path / "biosbias.json"
+    file.write_text("".join(json.dumps(record) for record in records))
+    task = lk.tasks.read_task(file, "occupations")
+    answers = choose(
+        model, task, by="first", before=" ", template_arguments=lk.tasks.bare(model), batch_size=3
+    )
+    likeliest = []
+    for one in task.prompts:
+        (message,) = one.messages
+        found = {
+            label: expected(reference, model.tokenizer, message["content"], f" {label}", bare=True)
+            for label in sorted(jobs)
+        }
+        likeliest.append(max(found, key=lambda label: found[label][0]))
+    assert answers == likeliest
+    hits = [answer == job for answer, job in zip(answers, jobs, strict=True)]
+    assert task.score(answers) == sum(hits) / 4
 
 
 def test_an_equally_likely_target_is_not_chosen(model):
