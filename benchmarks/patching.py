@@ -19,6 +19,7 @@ import typer
 
 from benchmarks import measure
 from lenskit import causal
+from lenskit.causal.prompts import Read
 from lenskit.causal.runs import hook_name, last_logits, padded
 from lenskit.study.clock import seconds_of
 
@@ -48,7 +49,7 @@ def run(
     near = measure.Report(
         "The gradient approximation", ("site", "seconds", "spearman", "overlap of the top 10")
     )
-    rows = padded(model, [corrupt] * sites)
+    rows = padded(model, [Read(tuple(corrupt))] * sites)
     options: dict[str, Any] = {"target": target}
 
     @torch.no_grad()
@@ -65,9 +66,14 @@ def run(
             values[hook.name] = value.clone()
 
         blocks = range(model.cfg.n_layers)
-        last_logits(model, padded(model, [clean]), 1, [(hook_name(b, at), keep) for b in blocks])
+        last_logits(
+            model,
+            padded(model, [Read(tuple(clean))]),
+            1,
+            [(hook_name(b, at), keep) for b in blocks],
+        )
         names = {block: hook_name(block, at) for block in blocks}
-        alone = padded(model, [corrupt])
+        alone = padded(model, [Read(tuple(corrupt))])
         for site in range(max(1, round(share * sites))):
             block, place = divmod(site * sites // max(1, round(share * sites)), length)
 

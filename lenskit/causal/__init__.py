@@ -10,6 +10,7 @@ from __future__ import annotations
 from lenskit.causal.attribution import attribute
 from lenskit.causal.fitting import fit_vectors
 from lenskit.causal.patching import patch, patch_pairs
+from lenskit.causal.prompts import Noised
 from lenskit.causal.results import Agreement, Patching, agreement
 from lenskit.causal.sources import Mean, Noise
 
@@ -17,6 +18,7 @@ __all__ = [
     "Agreement",
     "Mean",
     "Noise",
+    "Noised",
     "Patching",
     "agreement",
     "attribute",

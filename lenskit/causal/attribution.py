@@ -15,7 +15,7 @@ from lenskit.causal.jobs import Groups, Job, prepare, sites_of
 from lenskit.causal.measures import Target
 from lenskit.causal.prompts import Prompt
 from lenskit.causal.results import Patching
-from lenskit.causal.runs import At, hook_name, padded
+from lenskit.causal.runs import At, by_head, hook_name, padded, shifts
 from lenskit.causal.sources import Source
 from lenskit.models import hooked, using
 
@@ -57,14 +57,14 @@ def attribute(
         sites, result = sites_of(model, job, at, blocks, positions)
         if any(len(window) > 1 for window in result.blocks):
             raise ValueError("blocks must be single blocks; windows are for exact patching")
-        shifts = None
+        between = None
         if steps > 1:
             if callable(source) or job.goal != job.goal or job.first:
                 raise ValueError("steps > 1 needs a source prompt of the same length")
             start = prepare(model, [(prompt, source)], [target], [against], "resid_pre", 1)[0]
             shares = (torch.arange(steps, device=start.own.device) + 0.5) / steps
-            shifts = shares[:, None, None] * (start.new - start.own)[:1].float()
-        gradient = _gradient(model, job, at, shifts)
+            between = shares[:, None, None] * (start.new - start.own)[:1].float()
+        gradient = _gradient(model, job, at, between)
     first_order = (job.new.float() - job.own.float()) * gradient
     by_place = first_order.flatten(2).sum(-1) if at != "z" else first_order.sum(-1)
     for i, site in enumerate(sites):
@@ -76,31 +76,32 @@ def attribute(
 
 @torch.enable_grad()
 def _gradient(
-    model: TransformerBridge, job: Job, at: str, shifts: Float[Tensor, "step pos d_model"] | None
+    model: TransformerBridge, job: Job, at: str, between: Float[Tensor, "step pos d_model"] | None
 ) -> Float[Tensor, "block pos *width"]:
     """The measure's gradient at every site, the mean over rows with shifted embeddings."""
-    rows = 1 if shifts is None else len(shifts)
+    rows = 1 if between is None else len(between)
     length = len(job.prompt)
     zeros: dict[int, Tensor] = {}
 
     def probe(block: int) -> Callable[..., Tensor]:
         def add_zero(value: Tensor, hook: Any) -> Tensor:
             # The gradient of what adds nothing is that of the activations.
-            zeros[block] = torch.zeros_like(value, requires_grad=True)
-            return value + zeros[block]
+            zeros[block] = torch.zeros_like(by_head(model, at, value), requires_grad=True)
+            return value + zeros[block].view(value.shape)
 
         return add_zero
 
     def move(value: Tensor, hook: Any) -> Tensor:
-        assert shifts is not None
+        assert between is not None
         more = value.new_zeros(rows, value.shape[1] - length, value.shape[2])
-        return value + torch.cat([shifts.to(value), more], dim=1)
+        return value + torch.cat([between.to(value), more], dim=1)
 
-    hooks: list[tuple[str, Callable[..., Tensor]]] = []
-    if shifts is not None:
+    batch = [job.row] * rows
+    hooks: list[tuple[str, Callable[..., Tensor]]] = shifts(batch, len(job.row))
+    if between is not None:
         hooks.append((hook_name(0, "resid_pre"), move))
     hooks += [(hook_name(block, at), probe(block)) for block in range(model.cfg.n_layers)]
-    tokens = padded(model, [job.ids] * rows).to(model.cfg.device)
+    tokens = padded(model, batch).to(model.cfg.device)
     with hooked(model, hooks):
         logits = model(tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
         measured = job.measure.read(logits[:, -job.measure.kept :].float()).sum()

@@ -106,7 +106,7 @@ def fit_vectors(
         learner="mean of clean minus corrupt",
         selection=f"the {sites} of {len(found[0].places)} positions that restore most, by patching",
         labels="causal",
-        data_hash=_data_hash([each for job in jobs for each in (job.ids, job.measure.name)]),
+        data_hash=_data_hash([each for job in jobs for each in (job.row.ids, job.measure.name)]),
         version=__version__,
     )
 

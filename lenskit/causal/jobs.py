@@ -50,9 +50,9 @@ class Job:
     goal: float
 
     @property
-    def ids(self) -> tuple[int, ...]:
+    def row(self) -> Read:
         """The prompt, and the answer's tokens that the measure reads behind it."""
-        return self.prompt.ids + self.measure.more
+        return self.prompt.then(self.measure.more)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def prepare(
     """Run prompts and sources once each, and keep their activations."""
     batch_size = whole("batch_size", batch_size, 1)
     prompts = [read_prompt(model, prompt, "prompt") for prompt, _ in pairs]
-    require_landing(model, at, prompts[0].ids)
+    require_landing(model, at, prompts[0])
     sources = [
         None
         if callable(source) or isinstance(source, Mean)
@@ -93,7 +93,7 @@ def prepare(
         measures.append(known)
 
     rows = [
-        read.ids + (measure.more if measure else ())
+        read.then(measure.more if measure else ())
         for own in (prompts, sources)
         for read, measure in zip(own, measures, strict=True)
         if read is not None

@@ -12,7 +12,7 @@ from lenskit.causal.jobs import Groups, Job, Site, prepare, sites_of
 from lenskit.causal.measures import Target
 from lenskit.causal.prompts import Prompt
 from lenskit.causal.results import Patching
-from lenskit.causal.runs import At, hook_name, last_logits, padded
+from lenskit.causal.runs import At, by_head, hook_name, last_logits, padded, shifts
 from lenskit.causal.sources import Source
 from lenskit.models import in_batches, using
 
@@ -37,9 +37,9 @@ def patch(
 
     ``prompt``: a user's message, a conversation, or token ids as they are. ``source``: another
     prompt, whose activations at the same block and position are put in (the clean one to see what
-    restores an answer, the corrupt one to see what it needs: resample ablation); ``Mean`` and
-    ``Noise``; or a function ``(block, values) -> values`` of the prompt's own activations
-    ``[pos, d_model]`` (``[pos, head, d_head]`` for heads).
+    restores an answer, the corrupt one to see what it needs: resample ablation; either may be
+    ``Noised``); ``Mean`` and ``Noise``; or a function ``(block, values) -> values`` of the
+    prompt's own activations ``[pos, d_model]`` (``[pos, head, d_head]`` for heads).
 
     ``target``: an answer (text or token ids), measured by its log-probability in nats, summed over
     its tokens; with ``against``, another answer, by ``logit(target) - logit(against)`` where they
@@ -119,14 +119,16 @@ def patched(
     """Run every site of every job, and fill their results."""
     planned = [sites_of(model, job, at, blocks, positions) for job in jobs]
     sites = [site for own, _ in planned for site in own]
-    tokens = padded(model, [site.job.ids for site in sites])
+    tokens = padded(model, [site.job.row for site in sites])
     measured = torch.zeros(len(sites))
 
     def run(rows: Tensor) -> None:
         batch = [sites[row] for row in rows.tolist()]
         kept = max(site.job.measure.kept for site in batch)
         some = tokens.rows(rows).trimmed()
-        logits = last_logits(model, some, kept, edits(batch, at, some.input_ids.shape[1]))
+        width = some.input_ids.shape[1]
+        hooks = shifts([site.job.row for site in batch], width) + edits(model, batch, at, width)
+        logits = last_logits(model, some, kept, hooks)
         for measure in {id(site.job): site.job.measure for site in batch}.values():
             own = [i for i, site in enumerate(batch) if site.job.measure is measure]
             measured[rows[own]] = measure.read(logits[own, -measure.kept :]).float().cpu()
@@ -140,11 +142,13 @@ def patched(
     return results
 
 
-def edits(batch: Sequence[Site], at: str, width: int) -> list[tuple[str, Callable[..., Tensor]]]:
+def edits(
+    model: TransformerBridge, batch: Sequence[Site], at: str, width: int
+) -> list[tuple[str, Callable[..., Tensor]]]:
     """Hooks that replace the site of each row of a left-padded batch of ``width`` columns."""
     by_block: dict[int, list[tuple[list[int], list[int], list[int], Tensor]]] = {}
     for row, site in enumerate(batch):
-        start, number = width - len(site.job.ids), len(site.positions)
+        start, number = width - len(site.job.row), len(site.positions)
         columns = [start + place for place in site.positions]
         heads = [] if site.head is None else [site.head] * number
         for block in site.blocks:
@@ -162,9 +166,9 @@ def edits(batch: Sequence[Site], at: str, width: int) -> list[tuple[str, Callabl
 
         def replace(value: Tensor, hook: Any) -> Tensor:
             # Never in place: the stream may be what another hook has kept.
-            value = value.clone()
-            value[tuple(places.to(value.device) for places in index)] = new.to(value)
-            return value
+            changed = by_head(model, at, value.clone())
+            changed[tuple(places.to(value.device) for places in index)] = new.to(value)
+            return changed.view(value.shape)
 
         return replace
 

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lenskit._arguments import whole
+from lenskit._display import Displayed
+from lenskit.causal.runs import activations
 from lenskit.models import (
     Conversation,
     chat_ids,
@@ -23,22 +26,49 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerBase
 
-Prompt: TypeAlias = str | Conversation | Sequence[int]
+
+@dataclass(frozen=True, repr=False)
+class Noised(Displayed):
+    """A prompt whose embeddings are noised: the corrupt prompt of causal tracing.
+
+    Gaussian noise is added to what enters the first block at ``positions`` (by default all but the
+    first), ``scale`` standard deviations of the prompt's own embeddings strong; the noise depends
+    on ``seed`` and position alone (Meng et al., arXiv 2202.05262, which takes 3 on the subject).
+    It stands wherever a prompt does.
+    """
+
+    prompt: str | Conversation | Sequence[int]
+    positions: Sequence[int] | None = None
+    scale: float = 3.0
+    seed: int = 0
+
+
+Prompt: TypeAlias = str | Conversation | Sequence[int] | Noised
 
 
 @dataclass(frozen=True)
 class Read:
-    """A prompt's token ids, and its text in the chat template where it has one."""
+    """A prompt's token ids, and its text in the chat template where it has one.
+
+    ``shift`` is added to what enters the first block, at the first positions.
+    """
 
     ids: tuple[int, ...]
-    text: str | None
+    text: str | None = None
+    shift: Float[Tensor, "pos d_model"] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def then(self, more: Sequence[int]) -> Read:
+        """The same with tokens behind it."""
+        return Read(self.ids + tuple(more), None, self.shift)
+
 
 def read_prompt(model: TransformerBridge, prompt: Prompt, name: str) -> Read:
     """A user's message or a conversation in the chat template, or token ids as they are."""
+    if isinstance(prompt, Noised):
+        return _noised(model, prompt, name)
     given: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if isinstance(given, Tensor):
         given = given.tolist()
@@ -49,7 +79,7 @@ def read_prompt(model: TransformerBridge, prompt: Prompt, name: str) -> Read:
         return Read(tuple(ids), render(model.tokenizer, given))
     ids = token_ids(model, given, name)
     require_positions(model, pad_left([ids], 0))
-    return Read(ids, None)
+    return Read(ids)
 
 
 def token_ids(model: TransformerBridge, ids: Sequence[int], name: str) -> tuple[int, ...]:
@@ -147,6 +177,21 @@ def block_groups(
 def token_texts(model: TransformerBridge, ids: Sequence[int]) -> tuple[str, ...]:
     """Each token as text."""
     return tuple(model.tokenizer.decode([token]) for token in torch.as_tensor(ids).tolist())
+
+
+def _noised(model: TransformerBridge, prompt: Noised, name: str) -> Read:
+    plain = read_prompt(model, prompt.prompt, name)
+    if plain.shift is not None:
+        raise TypeError(f"{name} is noised twice; give one Noised with the larger scale")
+    groups = position_groups(prompt.positions, min(1, len(plain) - 1), len(plain))
+    found: list[Tensor] = []
+    activations(model, [plain], "resid_pre", lambda row, values, logits: found.append(values[0]))
+    embedded = found[0].float()
+    drawn = torch.randn(embedded.shape, generator=torch.Generator().manual_seed(prompt.seed))
+    spread = embedded[1:].std() if len(plain) > 1 else embedded.std()
+    chosen = torch.zeros(len(plain), 1)
+    chosen[[place for group in groups for place in group]] = prompt.scale
+    return Read(plain.ids, plain.text, spread * (chosen * drawn).to(embedded))
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:

@@ -25,6 +25,8 @@ from lenskit.models import (
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from lenskit.causal.prompts import Read
+
 At: TypeAlias = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "z"]
 
 HOOKS: Mapping[str, str] = MappingProxyType(
@@ -40,9 +42,25 @@ def hook_name(block: int, at: str) -> str:
     return f"blocks.{block}.{HOOKS[at]}"
 
 
-def padded(model: TransformerBridge, rows: Sequence[Sequence[int]]) -> Tokens:
-    """Token ids of several lengths, left padded."""
-    return pad_left(rows, model.tokenizer.pad_token_id)
+def padded(model: TransformerBridge, rows: Sequence[Read]) -> Tokens:
+    """The token ids of prompts of several lengths, left padded."""
+    return pad_left([row.ids for row in rows], model.tokenizer.pad_token_id)
+
+
+def shifts(rows: Sequence[Read], width: int) -> list[tuple[str, Any]]:
+    """Hooks that shift what enters the first block, in the rows of a left-padded batch."""
+    if all(row.shift is None for row in rows):
+        return []
+
+    def move(value: Tensor, hook: Any) -> Tensor:
+        value = value.clone()
+        for i, row in enumerate(rows):
+            if row.shift is not None:
+                start = width - len(row)
+                value[i, start : start + len(row.shift)] += row.shift.to(value)
+        return value
+
+    return [(hook_name(0, "resid_pre"), move)]
 
 
 def last_logits(
@@ -59,7 +77,7 @@ def last_logits(
 
 def activations(
     model: TransformerBridge,
-    rows: Sequence[Sequence[int]],
+    rows: Sequence[Read],
     at: str,
     receive: Callable[[int, Float[Tensor, "block pos *width"], Float[Tensor, "pos vocab"]], None],
     *,
@@ -76,12 +94,13 @@ def activations(
 
         def reader(block: int) -> Callable[..., None]:
             def read(value: Tensor, hook: Any) -> None:
-                found[block] = value.to(model.cfg.device, copy=True)
+                found[block] = by_head(model, at, value).to(model.cfg.device, copy=True)
 
             return read
 
-        logits = last_logits(model, batch, kept, [(hook_name(b, at), reader(b)) for b in blocks])
-        _check_width(model, at, found[0])
+        hooks = shifts([rows[row] for row in index.tolist()], batch.input_ids.shape[1])
+        hooks += [(hook_name(block, at), reader(block)) for block in blocks]
+        logits = last_logits(model, batch, kept, hooks)
         for i, row in enumerate(index.tolist()):
             own = torch.stack([found[block][i, -len(rows[row]) :] for block in blocks])
             receive(row, own, logits[i])
@@ -89,7 +108,7 @@ def activations(
     in_batches(tokens, batch_size, run, progress=False, description="Reading activations")
 
 
-def require_landing(model: TransformerBridge, at: str, ids: Sequence[int]) -> None:
+def require_landing(model: TransformerBridge, at: str, prompt: Read) -> None:
     """Raise ``ModelCheckError`` unless edits at this kind of site change the model's logits.
 
     Tried once for each model, in its first and its last block.
@@ -100,7 +119,7 @@ def require_landing(model: TransformerBridge, at: str, ids: Sequence[int]) -> No
         return
     if HOOKS[at] not in model_report(model).fires:
         raise ModelCheckError(f"{HOOKS[at]} does not fire in every block of this model")
-    tokens = padded(model, [ids])
+    tokens = padded(model, [prompt])
 
     def other_coordinates(value: Tensor, hook: Any) -> Tensor:
         return value.roll(1, dims=-1)
@@ -115,9 +134,10 @@ def require_landing(model: TransformerBridge, at: str, ids: Sequence[int]) -> No
     _landed[model].add(at)
 
 
-def _check_width(model: TransformerBridge, at: str, value: Tensor) -> None:
-    if at == "z" and value.shape[2:3] != (model.cfg.n_heads,):
-        raise ModelCheckError(
-            f"attn.hook_z is {list(value.shape)} and not [row, pos, {model.cfg.n_heads} heads, "
-            "d_head] in this model, so that its heads cannot be told apart; use at='attn_out'"
-        )
+def by_head(model: TransformerBridge, at: str, value: Tensor) -> Tensor:
+    """Activations with an axis for the heads where ``at`` is ``z``; others as they are.
+
+    Where values are wider than keys (multi-head latent attention) the bridge cuts heads' outputs
+    in pieces of the wrong width. They lie one behind the other all the same.
+    """
+    return value.flatten(2).unflatten(2, (model.cfg.n_heads, -1)) if at == "z" else value

@@ -63,7 +63,7 @@ def mean_values(
     """The mean's values for each block and position of a prompt of ``length`` tokens."""
     if isinstance(mean.prompts, str) or not len(mean.prompts):
         raise ValueError(f"Mean needs a list of prompts, got {mean.prompts!r}")
-    rows = [read_prompt(model, prompt, "a prompt of Mean").ids for prompt in mean.prompts]
+    rows = [read_prompt(model, prompt, "a prompt of Mean") for prompt in mean.prompts]
     lengths = {len(row) for row in rows}
     if mean.by_position and lengths != {length}:
         raise ValueError(

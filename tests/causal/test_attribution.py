@@ -93,6 +93,18 @@ def test_sources_other_than_prompts_are_attributed_without_steps_between(model):
         lk.causal.attribute(model, CORRUPT, CLEAN, blocks=[[0, 1]], **options)
 
 
+def test_the_gradient_is_taken_at_the_noised_prompt(model):
+    noised = lk.causal.Noised(CLEAN, scale=0.5)
+    fast = lk.causal.attribute(model, noised, CLEAN, target=[90], at="mlp_out")
+    exact = lk.causal.patch(model, noised, CLEAN, target=[90], at="mlp_out")
+    assert fast.plain == pytest.approx(exact.plain, abs=1e-5)
+    # The last position of the last block is passed on by the final norm alone.
+    slope = lk.causal.attribute(
+        model, noised, CLEAN, target=[90], at="resid_pre", blocks=[0], steps=200
+    )
+    assert float(slope.effects.sum()) == pytest.approx(exact.source - exact.plain, rel=0.02)
+
+
 def test_agreement_is_rank_correlation_and_overlap_of_the_greatest_effects(model):
     exact = lk.causal.patch(model, CORRUPT, CLEAN, target=[90], at="attn_out")
     fast = lk.causal.attribute(model, CORRUPT, CLEAN, target=[90], at="attn_out")

@@ -13,7 +13,6 @@ from steered import decoder_layers, hook_count
 
 import lenskit as lk
 from lenskit.causal.runs import HOOKS
-from lenskit.models import ModelCheckError
 
 CLEAN = [0, 40, 50, 60, 70, 80]
 CORRUPT = [0, 33, 50, 61, 72, 80]
@@ -222,6 +221,42 @@ def test_noise_depends_on_its_seed_alone_and_none_changes_nothing(model):
     torch.testing.assert_close(noisy(0.0, 0), torch.full((3, 6), plain), **EXACT)
 
 
+@pytest.mark.parametrize("architecture", ["llama-gqa", "gpt2"])
+def test_a_noised_prompt_is_the_prompt_with_noise_on_its_embeddings(architecture):
+    model = tiny.shared_model(architecture)
+    noised = lk.causal.Noised(CLEAN, positions=[1, -2], scale=3.0, seed=4)
+    found = lk.causal.patch(model, noised, CLEAN, target=TARGET)
+    name = "blocks.0.hook_resid_pre"
+    embedded = kept(model, CLEAN, name)[0]
+    drawn = torch.randn(embedded.shape, generator=torch.Generator().manual_seed(4))
+    corrupt = embedded.clone()
+    corrupt[[1, 4]] += 3.0 * embedded[1:].std() * drawn[[1, 4]]
+    where = (slice(0, 6),)
+    logits = one_site(model, CLEAN, name, where, corrupt, more=TARGET[:-1])
+    assert found.plain == pytest.approx(answer_log_probability(logits, TARGET), abs=1e-5)
+
+    def enters(value, hook):
+        value = value.clone()
+        value[0, :6] = corrupt
+        return value
+
+    clean = kept(model, CLEAN, "blocks.1.hook_resid_post")[0]
+    with model.hooks(fwd_hooks=[(name, enters)]):
+        logits = one_site(model, CLEAN, "blocks.1.hook_resid_post", (4,), clean[4], more=TARGET[:1])
+    expected = answer_log_probability(logits, TARGET)
+    assert found.values[1, 4].item() == pytest.approx(expected, abs=1e-5)
+    # Position 0 and all that is not noised is restored by itself; all of it restores the answer.
+    everything = dict(at="resid_pre", blocks=[0], positions=[range(6)])
+    whole = lk.causal.patch(model, noised, CLEAN, target=TARGET, **everything)
+    assert whole.values.item() == pytest.approx(whole.source, abs=1e-5)
+    pairs = [(noised, CLEAN), (CLEAN, noised), ([0, 9, 8], [0, 7, 8])]
+    together = lk.causal.patch_pairs(model, pairs, targets=[TARGET] * 3, batch_size=7)
+    torch.testing.assert_close(together[0].values, found.values, **EXACT)
+    assert together[1].source == pytest.approx(found.plain, abs=1e-5)
+    with pytest.raises(TypeError, match="noised twice"):
+        lk.causal.patch(model, lk.causal.Noised(noised), CLEAN, target=[90])
+
+
 def test_a_function_of_block_and_values_is_a_source_too(model):
     found = lk.causal.patch(
         model, CORRUPT, lambda block, values: values * 0, target=[90], at="attn_out"
@@ -312,11 +347,23 @@ def test_what_cannot_be_meant_is_refused(model):
         lk.causal.patch(model, [], CLEAN, target=[90])
 
 
-def test_a_model_whose_hook_has_not_a_row_for_each_head_is_refused_for_heads():
+def test_heads_are_told_apart_where_values_are_wider_than_keys():
     model = tiny.shared_model("deepseek_v3")
-    with pytest.raises(ModelCheckError, match="cannot be told apart"):
-        lk.causal.patch(model, CORRUPT, CLEAN, target=[90], at="z")
-    assert lk.causal.patch(model, CORRUPT, CLEAN, target=[90], at="attn_out").values.shape == (3, 6)
+    found = lk.causal.patch(
+        model, CORRUPT, lambda block, values: values * 0, target=[90], at="z", blocks=[1]
+    )
+
+    def no_attention(pattern, hook):
+        pattern = pattern.clone()
+        pattern[:, 2] = 0
+        return pattern
+
+    hooks = [("blocks.1.attn.hook_pattern", no_attention)]
+    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+        logits = model(torch.tensor([CORRUPT]))[0, -1]
+    assert found.values[0, 2].item() == pytest.approx(float(logits.log_softmax(-1)[90]), abs=1e-5)
+    slope = lk.causal.attribute(model, CORRUPT, CLEAN, target=[90], at="z")
+    assert slope.values.shape == (3, 4)
 
 
 def test_a_result_shows_its_axes_and_its_greatest_sites_and_draws_a_map(model):
