@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import numpy as np
@@ -16,11 +18,13 @@ from transformer_lens.utilities.position_ids import accepts_mask_derived_positio
 from lenskit._arguments import whole
 from lenskit._display import Displayed, html_table
 from lenskit._progress import Bars
+from lenskit.attention import AttentionEdit, edited
 from lenskit.concepts import question_prompt
 from lenskit.models import (
     Edit,
     Tokens,
     chat_ids,
+    fused_generation,
     position_ids,
     require_positions,
     rows_of,
@@ -78,15 +82,36 @@ class Answer(str):
 
 @dataclass(frozen=True, repr=False)
 class SteeringRow(Displayed):
-    """One row of a batch: a question, with its prefix if any, and how its answer is steered.
+    """One row of a batch: a question or a conversation, and how its answer is steered.
 
-    ``vectors=None`` leaves the row unsteered.
+    ``vectors=None`` adds nothing to the residual stream. ``prefix`` is set before a question.
+    ``attention``: an edit of the row's attention, or several, the outermost first; its span is of
+    the whole prompt, with the prefix.
     """
 
-    question: str
-    vectors: Vectors | None
-    coefficient: float
+    question: str | Conversation
+    vectors: Vectors | None = None
+    coefficient: float = 0.0
     prefix: str = ""
+    attention: AttentionEdit | Sequence[AttentionEdit] | None = None
+
+    @property
+    def conversation(self) -> Conversation:
+        """The messages that are answered; raises ValueError for a prefix of a conversation."""
+        if isinstance(self.question, str):
+            return _conversation(question_prompt(self.question, self.prefix))
+        if self.prefix:
+            raise ValueError(
+                f"prefix={self.prefix!r} goes before a question; of a conversation write it into "
+                "the message where it belongs"
+            )
+        return _conversation(self.question)
+
+    @property
+    def edits(self) -> tuple[AttentionEdit, ...]:
+        """The edits of the row's attention, the outermost first."""
+        given = self.attention
+        return () if given is None else (given,) if isinstance(given, AttentionEdit) else (*given,)
 
 
 @overload
@@ -146,7 +171,11 @@ def generate(
     uniform = None if temperature is None else _uniform(len(tokens), max_new_tokens, seed)
     written: list[list[int]] = [[] for _ in conversations]
 
-    with rows_of(model, len(tokens), "questions") as edits, Bars(disable=not progress) as bar:
+    with (
+        rows_of(model, len(tokens), "questions") as edits,
+        fused_generation(model),
+        Bars(disable=not progress) as bar,
+    ):
         task = bar.add_task("generate", total=len(tokens))
         pending = list(tokens.lengths.argsort(stable=True).split(batch_size)) * (max_new_tokens > 0)
         while pending:
@@ -177,9 +206,10 @@ def generate_steered(
     start: int = DEFAULT.start,
     **options: Unpack[Options],
 ) -> list[Answer]:
-    """Answers of many rows in one batch, each with its own vectors, coefficient and prefix.
+    """Answers of many rows in one batch, each with its own vectors, prefix and edits of attention.
 
     ``blocks``, ``relative`` and ``start`` as in ``steer``; ``options`` are those of ``generate``.
+    A row's vectors and edits act as in nested ``steer`` and ``attend``.
 
     >>> question = concept.questions[0]
     >>> rows = [lk.SteeringRow(question, vectors, coefficient) for coefficient in (0.0, 0.04, 0.1)]
@@ -190,17 +220,20 @@ def generate_steered(
     rows = list(rows)
     if not rows:
         return []
-    planned = intervention(
-        model,
-        [row.vectors for row in rows],
-        [row.coefficient for row in rows],
-        blocks=blocks,
-        start=start,
-        relative=relative,
-    )
-    questions = [question_prompt(row.question, row.prefix) for row in rows]
-    with intervene(model, planned):
-        return generate(model, questions, **options)
+    with ExitStack() as stack:
+        if any(row.vectors is not None for row in rows):
+            planned = intervention(
+                model,
+                [row.vectors for row in rows],
+                [row.coefficient for row in rows],
+                blocks=blocks,
+                start=start,
+                relative=relative,
+            )
+            stack.enter_context(intervene(model, planned))
+        for edits in zip_longest(*(row.edits for row in rows)):
+            stack.enter_context(edited(model, edits))
+        return generate(model, [row.conversation for row in rows], **options)
 
 
 def end_tokens(model: TransformerBridge) -> tuple[int, ...]:

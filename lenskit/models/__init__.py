@@ -14,7 +14,9 @@ from lenskit.models.active import (
 from lenskit.models.batches import Arrivals, in_batches
 from lenskit.models.check import PATTERN, RESID, SCORES, ModelReport, check_model, model_report
 from lenskit.models.contents import locate
+from lenskit.models.edited import EditHook, Scores
 from lenskit.models.fused import shares
+from lenskit.models.generating import fused_generation
 from lenskit.models.hugging_face import EMBEDDED, load_hugging_face, model_location
 from lenskit.models.loading import load_model, model_fingerprint, same_model
 from lenskit.models.padding import Limits, limits_of
@@ -55,9 +57,11 @@ __all__ = [
     "Chunk",
     "Conversation",
     "Edit",
+    "EditHook",
     "Limits",
     "ModelCheckError",
     "ModelReport",
+    "Scores",
     "Tokens",
     "applied",
     "applied_edits",
@@ -68,6 +72,7 @@ __all__ = [
     "conversation_ids",
     "decoder_layers",
     "encode_with_offsets",
+    "fused_generation",
     "hooked",
     "in_batches",
     "limits_of",

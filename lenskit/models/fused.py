@@ -61,14 +61,14 @@ def obstacle(model: TransformerBridge, eager: Callable[..., None]) -> str:
     if any(point.has_hooks(including_permanent=False) for point in points):
         return "hooks are set on the model, and those inside attention would not fire"
     verdicts = _verdicts.setdefault(model, {})
-    if _state(model) not in verdicts:
-        verdicts[_state(model)] = _try(model, eager)
-    return verdicts[_state(model)].obstacle
+    if state_of(model) not in verdicts:
+        verdicts[state_of(model)] = _try(model, eager)
+    return verdicts[state_of(model)].obstacle
 
 
 def shares(model: TransformerBridge) -> bool:
     """Whether ``obstacle`` found that ``forward`` runs what prompts begin with alike only once."""
-    return _verdicts.get(model, {}).get(_state(model), Verdict()).shares
+    return _verdicts.get(model, {}).get(state_of(model), Verdict()).shares
 
 
 def forward(
@@ -102,7 +102,7 @@ def forward(
             shared=worth_sharing if shares(model) else None,
         )
     except Unsupported as error:
-        verdicts[_state(model)] = Verdict(str(error))
+        verdicts[state_of(model)] = Verdict(str(error))
         raise
 
 
@@ -177,13 +177,14 @@ def _run(model: TransformerBridge, ids: Int[Tensor, "prompt pos"], start: Start 
         model.original_model(input_ids=ids, past_key_values=start, use_cache=start is not None)
 
 
-def _state(model: TransformerBridge) -> tuple[torch.dtype, torch.device, bool]:
+def state_of(model: TransformerBridge) -> tuple[torch.dtype, torch.device, bool]:
+    """What a trial is good for: dtype, device, and whether the model is in compatibility mode."""
     weight = next(model.original_model.parameters())
     return weight.dtype, weight.device, bool(getattr(model, "compatibility_mode", False))
 
 
 def _try(model: TransformerBridge, eager: Callable[..., None]) -> Verdict:
-    dtype, _, compatibility_mode = _state(model)
+    dtype, _, compatibility_mode = state_of(model)
     if compatibility_mode:
         return Verdict("the model is in compatibility mode, which alters its weights and masks")
     tokens = _probes(model).to(model.cfg.device)
@@ -249,27 +250,35 @@ def _difference(
 def _fused_attention(model: TransformerBridge, readers: Sequence[Reader]) -> Iterator[None]:
     """Each block runs its own attention module, which calls ``attend`` with its reader."""
     with using(model) as note:
-        _replace_attention(model, readers, note)
+        replace_attention(model, NAME, reading, readers, note)
         yield
 
 
-def _replace_attention(
-    model: TransformerBridge, readers: Sequence[Reader], note: Callable[[Undo], None]
+def replace_attention(
+    model: TransformerBridge,
+    implementation: str,
+    registered: dict[nn.Module, Any],
+    entries: Sequence[Any],
+    note: Callable[[Undo], None],
 ) -> None:
+    """Let each block run its own attention module, which calls the function ``implementation``.
+
+    That finds the block's entry in ``registered``. ``note`` is told how to undo each change.
+    """
     sites = list(_sites(model))
     modules = model.original_model.modules()
     configs = {
         id(c): c for m in modules if isinstance(c := vars(m).get("config"), PreTrainedConfig)
     }
     before = [(config, config._attn_implementation) for config in configs.values()]
-    for (parent, name, bridge, native), reader in zip(sites, readers, strict=True):
+    for (parent, name, bridge, native), entry in zip(sites, entries, strict=True):
         note(partial(setattr, parent, name, bridge))
-        note(partial(reading.pop, native, None))
+        note(partial(registered.pop, native, None))
         setattr(parent, name, native)
-        reading[native] = reader
-    for config, implementation in before:
-        note(partial(setattr, config, "_attn_implementation_internal", implementation))
-        config._attn_implementation_internal = NAME
+        registered[native] = entry
+    for config, own in before:
+        note(partial(setattr, config, "_attn_implementation_internal", own))
+        config._attn_implementation_internal = implementation
 
 
 def _sites(model: TransformerBridge) -> Iterator[tuple[nn.Module, str, nn.Module, nn.Module]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,21 +72,11 @@ def attend(
     **others: Any,
 ) -> tuple[Float[Tensor, "prompt pos head d_value"], None]:
     """An attention function as ``AttentionInterface`` wants it."""
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    given = {name for name, item in others.items() if item is not None and item is not False}
-    strange = [
-        *sorted(given - _HARMLESS),
-        *(["dropout"] if dropout else []),
-        *([] if causal else ["is_causal=False"]),
-        *([] if module in reading else ["a module that is not a block's own"]),
-    ]
     reader = reading.get(module)
-    if reader is not None and key.shape[2] != query.shape[2] + reader.earlier:
-        strange.append("keys of other tokens")
-    if attention_mask is not None and getattr(attention_mask, "ndim", None) != 4:
-        strange.append("a mask that is not [prompt, head, query, key]")
-    if strange or reader is None:
-        raise Unsupported(f"the attention function is given {', '.join(strange)}")
+    require_plain(module, reader, attention_mask, dropout, is_causal, others)
+    assert reader is not None
+    if key.shape[2] != query.shape[2] + reader.earlier:
+        raise Unsupported("the attention function is given keys of other tokens")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
 
     if reader.receive is not None:
@@ -119,11 +109,36 @@ def attend(
         if softcap is None and s_aux is None:
             piece, _ = sdpa_attention_forward(module, *parts, visible, scaling=scaling)
         else:
-            weights = _pattern(*parts[:2], visible, scaling, softcap, s_aux).to(value.dtype)
-            grouped = weights.reshape(prompts, key.shape[1], -1, seen) @ parts[2]
-            piece = grouped.view(prompts, heads, stop - start, -1).transpose(1, 2)
+            weights = _pattern(*parts[:2], visible, scaling, softcap, s_aux)
+            piece = averaged(weights, parts[2])
         pieces.append(piece)
     return torch.cat(pieces, dim=1), None
+
+
+def require_plain(
+    module: nn.Module,
+    known: object,
+    mask: Any,
+    dropout: float,
+    is_causal: bool | None,
+    others: Mapping[str, Any],
+) -> None:
+    """Raise ``Unsupported`` where an attention function is given what it does not understand.
+
+    ``known`` is what is registered for ``module``, ``others`` the arguments without a name here.
+    """
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    given = {name for name, item in others.items() if item is not None and item is not False}
+    strange = [
+        *sorted(given - _HARMLESS),
+        *(["dropout"] if dropout else []),
+        *([] if causal else ["is_causal=False"]),
+        *(["a module that is not a block's own"] if known is None else []),
+    ]
+    if mask is not None and getattr(mask, "ndim", None) != 4:
+        strange.append("a mask that is not [prompt, head, query, key]")
+    if strange:
+        raise Unsupported(f"the attention function is given {', '.join(strange)}")
 
 
 def _visible(
@@ -146,6 +161,17 @@ def _pattern(
     sinks: Float[Tensor, " head"] | None,
 ) -> Float[Tensor, "prompt head query key"]:
     """The attention pattern of a few queries, float32; a sink's share is left out of it."""
+    return softmax(scores_of(query, key, visible, scaling, softcap), sinks)
+
+
+def scores_of(
+    query: Float[Tensor, "prompt head query d_head"],
+    key: Float[Tensor, "prompt kv_head key d_head"],
+    visible: Mask,
+    scaling: float,
+    softcap: float | None,
+) -> Float[Tensor, "prompt head query key"]:
+    """Attention scores before the softmax, float32, ``-inf`` where ``visible`` is false."""
     prompts, heads, rows, _ = query.shape
     # Heads that share keys come one after the other, so that no key is copied.
     grouped = query.reshape(prompts, key.shape[1], -1, query.shape[-1])
@@ -153,12 +179,27 @@ def _pattern(
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if visible.dtype == torch.bool:
-        scores = scores.masked_fill(~visible, -torch.inf)
-    else:
-        scores = scores + visible.float()
+        return scores.masked_fill(~visible, -torch.inf)
+    return scores + visible.float()
+
+
+def averaged(
+    pattern: Float[Tensor, "prompt head query key"],
+    value: Float[Tensor, "prompt kv_head key d_value"],
+) -> Float[Tensor, "prompt query head d_value"]:
+    """The values, weighted by the pattern."""
+    prompts, heads, rows, keys = pattern.shape
+    grouped = pattern.to(value.dtype).reshape(prompts, value.shape[1], -1, keys) @ value
+    return grouped.view(prompts, heads, rows, -1).transpose(1, 2)
+
+
+def softmax(
+    scores: Float[Tensor, "prompt head query key"], sinks: Float[Tensor, " head"] | None
+) -> Float[Tensor, "prompt head query key"]:
+    """The pattern of some scores; a sink's share is left out of it."""
     if sinks is None:
         return scores.softmax(dim=-1)
-    sink = sinks.float().view(1, -1, 1, 1).expand(prompts, -1, rows, 1)
+    sink = sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], -1)
     return torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1]
 
 

@@ -1,0 +1,242 @@
+"""An edit of attention: a policy on the keys of spans, for chosen heads and queries of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lenskit._arguments import whole
+from lenskit._display import Displayed
+from lenskit.attention.heads import Heads
+from lenskit.attention.policies import Policy
+from lenskit.attention.span import Span
+from lenskit.attention.view import View
+from lenskit.models import SCORES, Chunk, EditHook, Scores, chunk_of, require_rows
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Queries = Literal["all", "prompt", "generated"] | Span
+Schedule = Callable[[Int[Tensor, "row 1 query 1"]], Float[Tensor, "row 1 query 1"]]
+
+
+@dataclass(frozen=True, repr=False)
+class AttentionEdit(Displayed):
+    """What ``attend`` does to one prompt: see there for each field."""
+
+    span: Span
+    policy: Policy
+    heads: Heads | None = None
+    queries: Queries = "all"
+    start: int = 0
+    schedule: Schedule | None = None
+    protect_bos: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.span, Span):
+            raise TypeError(f"span must be a Span, as lk.span makes it; got {self.span!r}")
+        if not callable(self.policy):
+            raise TypeError(f"policy must be callable, such as lk.Pasta(0.01); got {self.policy!r}")
+        if self.heads is None and getattr(self.policy, "names_heads", False):
+            raise ValueError(
+                f"{self.policy!r} needs heads: those that were found to help (Heads.load, "
+                "profile_heads), or Heads.all(model), which hurts"
+            )
+        if self.heads is not None and len(self.heads) == 0:
+            raise ValueError("heads is empty, so nothing would be edited")
+        if isinstance(self.queries, Span):
+            if self.queries.ids != self.span.ids:
+                raise ValueError("queries is a span of another prompt than span")
+        elif self.queries not in ("all", "prompt", "generated"):
+            raise ValueError(
+                f"queries must be 'all', 'prompt', 'generated' or a Span, got {self.queries!r}"
+            )
+        whole("start, a query's position,", self.start, 0)
+
+    @property
+    def kind(self) -> tuple:
+        """What rows must share to be edited together."""
+        queries = "span" if isinstance(self.queries, Span) else self.queries
+        return self.policy, queries, self.start, self.schedule, self.protect_bos
+
+
+class ActiveAttention:
+    """Edits of one kind at work, one or none for each row of the batch (a single one: for all)."""
+
+    what = "attention is edited"
+
+    def __init__(
+        self, model: TransformerBridge, edits: Sequence[AttentionEdit | None], shared: bool
+    ) -> None:
+        first = next(edit for edit in edits if edit is not None)
+        self.policy, self.start, self.schedule = first.policy, first.start, first.schedule
+        self.protect_bos, self.queries = first.protect_bos, first.kind[1]
+        self._edits, self._shared = tuple(edits), shared
+        every = torch.ones(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.bool)
+        none = torch.zeros_like(every)
+        masks: dict[Any, Tensor] = {}
+        for edit in edits:
+            heads = None if edit is None else edit.heads
+            if edit is not None and heads not in masks:
+                masks[heads] = every if heads is None else heads.mask(model)
+        self._heads = torch.stack([none if e is None else masks[e.heads] for e in edits])
+        width = max(0 if edit is None else edit.span.length for edit in edits)
+        self._lengths = torch.tensor([0 if e is None else e.span.length for e in edits])
+        self._ids = torch.full((len(edits), width), -1)
+        self._place, self._asking = self._ids.clone(), torch.zeros_like(self._ids, dtype=torch.bool)
+        for row, edit in enumerate(edits):
+            if edit is None:
+                continue
+            self._ids[row, : edit.span.length] = torch.tensor(edit.span.ids)
+            self._place[row, list(edit.span.positions)] = torch.arange(len(edit.span))
+            if isinstance(edit.queries, Span):
+                self._asking[row, list(edit.queries.positions)] = True
+        self._sinks = [
+            getattr(getattr(block.attn, "original_component", None), "sinks", None)
+            for block in model.blocks
+        ]
+        self.blocks = tuple(self._heads.any(0).any(-1).nonzero()[:, 0].tolist())
+        self.batch(None)
+
+    @property
+    def number(self) -> int | None:
+        """For how many rows it was made; ``None`` serves a batch of any size."""
+        return None if self._shared else len(self._edits)
+
+    def batch(self, rows: Int[Tensor, "row"] | None) -> None:
+        """Say which rows the next batches hold; ``None``: all of them."""
+        self._rows = torch.arange(len(self._edits)) if rows is None or self._shared else rows.cpu()
+        self._gather()
+
+    def keep(self, rows: Int[Tensor, "row"]) -> None:
+        """Say which rows of the present batch are left in the next forward pass."""
+        if not self._shared:
+            self._rows = self._rows[rows.cpu()]
+            self._gather()
+
+    def hooks(self) -> list[tuple[str, Any]]:
+        """Hooks on the attention scores of the blocks with edited heads."""
+        return [
+            (f"blocks.{block}.{SCORES}", EditHook(partial(self._hooked, block)))
+            for block in self.blocks
+        ]
+
+    def before_forward(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Find the keys and queries of the coming pass; raises where the prompt is another one."""
+        chunk = chunk_of(args, kwargs)
+        require_rows(self, len(self._rows), chunk.rows)
+        device, positions = chunk.real.device, chunk.positions
+        length, place, ids, asking, gate = (each.to(device) for each in self._own)
+        if chunk.earlier == 0:
+            _require_prompt(chunk, ids, length)
+        width = place.shape[1]
+        inside = (positions >= 0) & (positions < width)
+        at = positions.clamp(0, max(width - 1, 0))
+        rows = len(positions)
+        own = place.expand(rows, -1).gather(1, at).masked_fill(~inside, -1)
+        self._key_place = own[:, None, None]
+        self._key_prompt = (inside & (positions < length))[:, None, None]
+        self._key_first = (positions == 0)[:, None, None]
+        asked = positions[:, -chunk.length :]
+        real = chunk.real[:, -chunk.length :] & (length > 0)
+        self._steps = (asked - length + 1).clamp(min=0)[:, None, :, None]
+        if self.queries == "span":
+            real = real & asking.expand(rows, -1).gather(1, at[:, -chunk.length :])
+            real = real & inside[:, -chunk.length :]
+        elif self.queries != "all":
+            real = real & ((asked < length) == (self.queries == "prompt"))
+        if self.start:
+            real = real & (asked >= self.start)
+        self._asked = real[:, None, :, None]
+        self._any = bool(real.any())
+        self._gate = gate
+        self._biases: dict[int, tuple[Tensor, bool]] = {}
+
+    def change(self, scores: Scores) -> None:
+        """Add the policy's bias to the scores of a block."""
+        if scores.block not in self.blocks or not self._any:
+            return
+        chosen = self._gate[:, scores.block, :, None, None].to(scores.visible.device)
+        if not bool(chosen.any()):
+            return
+        bias, cuts = self._bias(scores)
+        allowed = self._asked.to(bias.device) & chosen & scores.visible
+        scores.add(torch.where(allowed, bias, 0.0))
+        if cuts and scores.emptied(allowed.any(dim=-1, keepdim=True)):
+            raise ValueError(
+                f"{self.policy!r} leaves a query of block {scores.block} no key to attend to; "
+                "leave a token of the prompt out of the span (the first one), or choose other "
+                "queries"
+            )
+
+    def _bias(self, scores: Scores) -> tuple[Tensor, bool]:
+        """The bias, and whether it is ``-inf`` somewhere; a static one serves all blocks."""
+        keys = scores.visible.shape[-1]
+        if keys in self._biases:
+            return self._biases[keys]
+        # A window keeps the last keys alone.
+        place, prompt, first = (
+            each[..., -keys:].to(scores.visible.device)
+            for each in (self._key_place, self._key_prompt, self._key_first)
+        )
+        steps = self._steps.to(place.device)
+        view = View(place, prompt, steps, scores.values, scores.sinks)
+        bias = self.policy(view).float()
+        if bool(bias.isnan().any()):
+            raise ValueError(f"{self.policy!r} gives a bias that is not a number")
+        if self.protect_bos:
+            bias = torch.where(first & ~view.span, 0.0, bias)
+        if self.schedule is not None:
+            factor = self.schedule(steps).float()
+            bias = torch.where((factor == 0) | (bias == 0), 0.0, factor * bias)
+        found = bias, bool((bias == -torch.inf).any())
+        if view.static:
+            self._biases[keys] = found
+        return found
+
+    def _hooked(self, block: int, scores: Tensor, hook: Any) -> Tensor:
+        floor = torch.finfo(scores.dtype).min / 2
+        own = Scores(block, lambda: scores, scores > floor, self._sinks[block])
+        self.change(own)
+        return scores if own.bias is None else scores + own.bias.to(scores.dtype)
+
+    def _gather(self) -> None:
+        rows = self._rows
+        self._own = (
+            self._lengths[rows, None],
+            self._place[rows],
+            self._ids[rows],
+            self._asking[rows],
+            self._heads[rows],
+        )
+
+
+def _require_prompt(
+    chunk: Chunk,
+    ids: Int[Tensor, "row pos"],
+    length: Int[Tensor, "row 1"],
+) -> None:
+    """Raise ``ValueError`` unless each edited row begins with the prompt that its span is of."""
+    if chunk.ids is None:
+        raise ValueError(
+            "spans are of token ids, but the model is given embeddings (inputs_embeds)"
+        )
+    positions = chunk.positions
+    compared = (positions >= 0) & (positions < length)
+    expected = ids.expand(chunk.rows, -1).gather(1, positions.clamp(0, max(ids.shape[1] - 1, 0)))
+    same = ~compared | (expected == chunk.ids)
+    fits = same.all(dim=1) & (compared.sum(dim=1) == length[:, 0])
+    if not bool(fits.all()):
+        row = int((~fits).nonzero()[0])
+        tokens = int(chunk.real[row].sum())
+        raise ValueError(
+            f"row {row} of the batch, of {tokens} tokens, does not begin with the prompt of "
+            f"{int(length.expand(chunk.rows, -1)[row])} tokens that its span is of; make the span "
+            "of the same messages (lk.span), one for each row where they differ"
+        )

@@ -1,0 +1,49 @@
+"""What a policy sees of the attention of one block in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class View:
+    """Keys, queries and, when asked for, scores of the heads that are edited.
+
+    ``span`` and ``prompt`` say which keys are emphasised, and which are of the prompt (neither
+    padding nor generated). ``place`` numbers the tokens of the span, -1 elsewhere. ``steps``
+    counts the generated tokens: 0 for the queries of the prompt, 1 for the first generated token.
+    ``scores`` are the attention scores before the softmax under all edits outside this one,
+    ``-inf`` where a key is hidden; ``mass`` is each query's attention on the span. A policy that
+    reads neither is *static* and costs a mask; one that does needs the scores computed.
+    """
+
+    def __init__(
+        self,
+        place: Int[Tensor, "row 1 1 key"],
+        prompt: Bool[Tensor, "row 1 1 key"],
+        steps: Int[Tensor, "row 1 query 1"],
+        scores: Callable[[], Float[Tensor, "row head query key"]],
+        sinks: Float[Tensor, " head"] | None,
+    ) -> None:
+        self.place, self.span, self.prompt, self.steps = place, place >= 0, prompt, steps
+        self._scores, self._sinks, self.static = scores, sinks, True
+
+    @property
+    def scores(self) -> Float[Tensor, "row head query key"]:
+        """Scores before the softmax in float32, ``-inf`` on hidden keys."""
+        self.static = False
+        return self._scores()
+
+    @property
+    def mass(self) -> Float[Tensor, "row head query 1"]:
+        """Attention mass on the span, from 0 to 1; a learned sink has its share."""
+        scores = self.scores
+        total = scores.logsumexp(dim=-1, keepdim=True)
+        if self._sinks is not None:
+            total = torch.logaddexp(total, self._sinks.float().view(1, -1, 1, 1))
+        on_span = scores.masked_fill(~self.span, -torch.inf).logsumexp(dim=-1, keepdim=True)
+        # A query that sees nothing, which only padding does, has -inf in both.
+        return (on_span - total).exp().nan_to_num(0.0)
