@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lenskit.attention.edit import ActiveAttention, AttentionEdit, Queries, Schedule
 from lenskit.attention.heads import Heads
@@ -66,8 +66,8 @@ def attend(
         )
     rows = max(counts, default=1)
     spans = spans * rows if isinstance(span, Span) else spans
-    of_row = list(heads) if isinstance(heads, list | tuple) else [heads] * rows
-    asked = list(queries) if isinstance(queries, list | tuple) else [queries] * rows
+    of_row: list[Any] = list(heads) if isinstance(heads, list | tuple) else [heads] * rows
+    asked: list[Any] = list(queries) if isinstance(queries, list | tuple) else [queries] * rows
     edits = [
         None
         if one is None

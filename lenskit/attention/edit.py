@@ -17,7 +17,7 @@ from lenskit.attention.heads import Heads
 from lenskit.attention.policies import Policy
 from lenskit.attention.span import Span
 from lenskit.attention.view import View
-from lenskit.models import SCORES, Chunk, EditHook, Scores, chunk_of, require_rows
+from lenskit.models import SCORES, Chunk, Scores, chunk_of, require_rows
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -122,10 +122,7 @@ class ActiveAttention:
 
     def hooks(self) -> list[tuple[str, Any]]:
         """Hooks on the attention scores of the blocks with edited heads."""
-        return [
-            (f"blocks.{block}.{SCORES}", EditHook(partial(self._hooked, block)))
-            for block in self.blocks
-        ]
+        return [(f"blocks.{block}.{SCORES}", partial(self._hooked, block)) for block in self.blocks]
 
     def before_forward(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Find the keys and queries of the coming pass; raises where the prompt is another one."""

@@ -36,7 +36,7 @@ class Heads(Displayed):
     pairs: frozenset[tuple[int, int]]
 
     def __init__(self, heads: Mapping[int, Iterable[int]] | Iterable[tuple[int, int]] = ()) -> None:
-        if isinstance(heads, str) or not isinstance(heads, Iterable):
+        if not isinstance(heads, Iterable):
             raise ValueError(
                 f"heads must be {{block: [heads]}} or (block, head) pairs; got {heads!r}"
             )

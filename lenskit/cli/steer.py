@@ -158,7 +158,7 @@ def steer(
         for row, answer in zip(rows, answers, strict=True):
             if not row.coefficient:
                 table.add_section()
-                table.add_row("", Text(_visible(row.question), style="bold"))
+                table.add_row("", Text(_visible(str(row.question)), style="bold"))
             table.add_row(
                 f"{row.coefficient:g}" if row.coefficient else "unsteered", Text(_visible(answer))
             )

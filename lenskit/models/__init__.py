@@ -14,7 +14,7 @@ from lenskit.models.active import (
 from lenskit.models.batches import Arrivals, in_batches
 from lenskit.models.check import PATTERN, RESID, SCORES, ModelReport, check_model, model_report
 from lenskit.models.contents import locate
-from lenskit.models.edited import EditHook, Scores
+from lenskit.models.edited import Scores
 from lenskit.models.fused import shares
 from lenskit.models.generating import fused_generation
 from lenskit.models.hugging_face import EMBEDDED, load_hugging_face, model_location
@@ -57,7 +57,6 @@ __all__ = [
     "Chunk",
     "Conversation",
     "Edit",
-    "EditHook",
     "Limits",
     "ModelCheckError",
     "ModelReport",

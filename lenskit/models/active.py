@@ -6,12 +6,12 @@ that have ended tells each edit so, and every row keeps its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from jaxtyping import Bool, Int
@@ -52,12 +52,43 @@ class Edit(Protocol):
 @contextmanager
 def applied(model: TransformerBridge, edit: Edit) -> Iterator[None]:
     """Apply an edit to every forward pass inside the context, after those applied already."""
+
+    def before(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        if model not in _paused:
+            edit.before_forward(module, args, kwargs)
+
+    def unless_paused(function: Any) -> Any:
+        def call(value: Tensor, hook: Any) -> Tensor:
+            return value if model in _paused else function(value, hook=hook)
+
+        return EditHook(call)
+
     with using(model) as note:
         stack = _active.setdefault(model, [])
         note(partial(_leave, stack, edit))
         stack.append(edit)
-        with hooked(model, edit.hooks(), before=edit.before_forward):
+        hooks = [(name, unless_paused(function)) for name, function in edit.hooks()]
+        with hooked(model, hooks, before=before):
             yield
+
+
+@contextmanager
+def paused(model: TransformerBridge) -> Iterator[None]:
+    """Without the edits that are applied to the model."""
+    with using(model) as note:
+        note(partial(_paused.discard, model))
+        _paused.add(model)
+        yield
+
+
+@dataclass(frozen=True)
+class EditHook:
+    """A hook that belongs to an edit, so that it can be told from those of others."""
+
+    function: Callable[..., Tensor]
+
+    def __call__(self, value: Tensor, hook: Any) -> Tensor:
+        return self.function(value, hook=hook)
 
 
 def applied_edits(model: TransformerBridge) -> tuple[Any, ...]:
@@ -144,3 +175,4 @@ def _leave(stack: list[Any], edit: Any) -> None:
 
 
 _active: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
+_paused: WeakSet[Any] = WeakSet()

@@ -40,7 +40,8 @@ class Scores:
     ) -> None:
         self.block, self.visible, self.sinks = block, visible, sinks
         self.bias: Tensor | None = None
-        self._compute, self._computed = compute, None
+        self._compute = compute
+        self._computed: Tensor | None = None
 
     @property
     def computed(self) -> bool:
@@ -69,16 +70,6 @@ class ScoreEdit(Protocol):
     """An edit that changes attention scores (besides what ``lenskit.models.active`` asks)."""
 
     def change(self, scores: Scores) -> None: ...
-
-
-@dataclass(frozen=True)
-class EditHook:
-    """A hook on the scores that does what ``change`` does: fused attention can do without it."""
-
-    function: Callable[..., Tensor]
-
-    def __call__(self, scores: Tensor, hook: Any) -> Tensor:
-        return self.function(scores, hook=hook)
 
 
 @dataclass(frozen=True)

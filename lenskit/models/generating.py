@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
 
-from lenskit.models.active import applied_edits
+from lenskit.models.active import EditHook, applied_edits, paused
 from lenskit.models.check import RESID, SCORES, model_report, probe_tokens
-from lenskit.models.edited import NAME, EditHook, Scores, Site, editing
+from lenskit.models.edited import NAME, Scores, Site, editing
 from lenskit.models.fused import replace_attention, state_of
 from lenskit.models.templates import position_ids
 from lenskit.models.use import hooked, using
@@ -51,18 +51,23 @@ def obstacle(model: TransformerBridge) -> str:
         if (name := f"blocks.{block}.{kind}") in model.hook_dict
     }
     points = {id(point): point for point in model.hook_dict.values()}
-    for key, point in points.items():
-        hooks = [
-            handle
-            for handle in (*point.fwd_hooks, *point.bwd_hooks)
-            if not isinstance(_function(handle), EditHook)
-        ]
-        if hooks and key not in residual:
-            return f"hooks are set on {point.name}, which would not fire"
+    foreign = {
+        key: point.name
+        for key, point in points.items()
+        for handle in (*point.fwd_hooks, *point.bwd_hooks)
+        if not isinstance(_function(handle), EditHook)
+    }
+    inside = [name for key, name in foreign.items() if key not in residual]
+    if inside:
+        return f"hooks are set on {inside[0]}, which would not fire"
     known = _obstacles.setdefault(model, {})
-    if state_of(model) not in known:
-        known[state_of(model)] = _try(model)
-    return known[state_of(model)]
+    state = state_of(model)
+    if state not in known:
+        if foreign:
+            return "hooks of others are set, which a trial of the model would call"
+        with paused(model):
+            known[state] = _try(model)
+    return known[state]
 
 
 def _function(handle: Any) -> Any:
@@ -89,6 +94,7 @@ class _FirstKey:
         floor = torch.finfo(scores.dtype).min / 2
         own = Scores(0, lambda: scores, scores > floor)
         self.change(own)
+        assert own.bias is not None
         return scores + own.bias.to(scores.dtype)
 
     def change(self, scores: Scores) -> None:

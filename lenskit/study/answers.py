@@ -192,7 +192,7 @@ def _judged(
     concept, variant = cell
     judged = []
     for row, text in zip(rows, answers, strict=True):
-        verdict = as_verdict(judge(concept, row.question, text))
+        verdict = as_verdict(judge(concept, str(row.question), text))
         judged.append(
             {"concept_class": concept.concept_class or "custom", "concept": concept.name}
             | asdict(variant)

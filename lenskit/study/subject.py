@@ -116,7 +116,7 @@ def _speaks_grammar(model: TransformerBridge, concept: Concept) -> bool:
     rows = [SteeringRow(question, None, 0.0, concept.prefix) for question in concept.questions]
     answers = generate_steered(model, rows, max_new_tokens=50)
     verdicts = [
-        as_verdict(grammar_judge(concept, row.question, answer))
+        as_verdict(grammar_judge(concept, str(row.question), answer))
         for row, answer in zip(rows, answers, strict=True)
     ]
     return any(verdict.score for verdict in verdicts)
