@@ -25,7 +25,7 @@ import transformers
 import typer
 from rich.console import Console
 
-from benchmarks import capture, enrichment, generation, growth, measure, pipeline, rfm
+from benchmarks import capture, enrichment, generation, growth, measure, patching, pipeline, rfm
 
 
 def main(
@@ -71,6 +71,7 @@ def works(
             "One concept, a wider model",
             lambda: shown(pipeline.run("small", device, dtype, quick, share=0.15, repeats=1)),
         )
+    yield "Patching", lambda: shown(patching.run(*options))
     yield "Growth", lambda: shown(growth.run(*options, figure=figure))
     dims, wide = ([256, 1024], 1024) if quick else ([256, 1024, 4096, 8192], 4096)
     span = ["float64", "float32"]

@@ -102,7 +102,7 @@ def fit_vectors(
         validation=torch.full((layers,), float("nan")),
         resid_norm=torch.cat(norms, dim=1).mean(dim=1),
         model=model_fingerprint(model),
-        concept=concept if isinstance(concept, Concept) else Concept(concept),
+        concept=concept if isinstance(concept, Concept) else Concept(concept, name=concept),
         learner="mean of clean minus corrupt",
         selection=f"the {sites} of {len(found[0].places)} positions that restore most, by patching",
         labels="causal",

@@ -98,7 +98,7 @@ class Patching(Displayed):
         from lenskit.figures import site_map
 
         values = self.restored if restored else self.effects
-        what = "restored share" if restored else f"change of\n{self.measure}"
+        what = "restored share" if restored else f"change of {self.measure}"
         return site_map(
             values,
             [_span(window, "") for window in self.blocks],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -40,9 +41,10 @@ def site_map(
             f"{rows} × {columns}"
         )
     most = float(values.abs().max()) if bound is None else bound
+    name = "\n".join(wrap(plain(label), max(30, 8 * rows)))
     alt = f"{label}, by block ({rows}) and {place} ({columns}); from -{most:.3g} to {most:.3g}"
     size = max(4.2, 2.6 + 0.2 * columns), max(2.8, 1.7 + 0.19 * rows)
-    figure, axes = panel(ax, *size, alt.replace("\n", " "))
+    figure, axes = panel(ax, *size, alt)
     image = axes.imshow(
         values.float().numpy(), aspect="auto", cmap=_SIGNED, vmin=-most or -1, vmax=most or 1
     )
@@ -51,5 +53,5 @@ def site_map(
     axes.set_xticks(range(columns), list(map(plain, places)), fontsize=7.5, rotation=90)
     axes.tick_params(length=0)
     axes.set(xlabel=place, ylabel="block", title=plain(title))
-    figure.colorbar(image, ax=axes, pad=0.01).set_label(plain(label), fontsize=8.5)
+    figure.colorbar(image, ax=axes, pad=0.01).set_label(name, fontsize=8.5)
     return figure
