@@ -49,7 +49,7 @@ def run(
     near = measure.Report(
         "The gradient approximation", ("site", "seconds", "spearman", "overlap of the top 10")
     )
-    rows = padded(model, [Read(tuple(corrupt))] * sites)
+    rows = padded(model, [Read(tuple(corrupt))]).rows([0] * sites)
     options: dict[str, Any] = {"target": target}
 
     @torch.no_grad()

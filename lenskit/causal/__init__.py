@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from lenskit.causal.attribution import attribute
 from lenskit.causal.fitting import fit_vectors
+from lenskit.causal.knockout import knock_out
 from lenskit.causal.patching import patch, patch_pairs
 from lenskit.causal.prompts import Noised
 from lenskit.causal.results import Agreement, Patching, agreement
@@ -23,6 +24,7 @@ __all__ = [
     "agreement",
     "attribute",
     "fit_vectors",
+    "knock_out",
     "patch",
     "patch_pairs",
 ]

@@ -119,7 +119,8 @@ def patched(
     """Run every site of every job, and fill their results."""
     planned = [sites_of(model, job, at, blocks, positions) for job in jobs]
     sites = [site for own, _ in planned for site in own]
-    tokens = padded(model, [site.job.row for site in sites])
+    numbers = [number for number, (own, _) in enumerate(planned) for _ in own]
+    tokens = padded(model, [job.row for job in jobs]).rows(numbers)
     measured = torch.zeros(len(sites))
 
     def run(rows: Tensor) -> None:

@@ -26,8 +26,8 @@ class Patching(Displayed):
     position (or span of positions) or head. ``blocks``: the blocks of each row. ``places``: the
     positions, or the head, of each column; ``names``: the tokens there as text. ``axes``: what rows
     and columns are. ``plain``: the measure of the prompt with nothing patched; ``source``: that of
-    the source prompt, nan where the source is none. ``method``: "patching", or "attribution" for
-    its approximation.
+    the source prompt, nan where the source is none. ``method``: "patching", "attribution" for
+    its approximation, or "knock-out" for what ``knock_out`` cuts.
     """
 
     values: Float[Tensor, "block place"]
@@ -39,7 +39,7 @@ class Patching(Displayed):
     axes: tuple[Literal["block"], Literal["pos", "head"]]
     at: str
     measure: str
-    method: Literal["patching", "attribution"]
+    method: Literal["patching", "attribution", "knock-out"]
     model: str
 
     def _headline(self) -> str:
