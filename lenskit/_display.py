@@ -72,9 +72,13 @@ def told(value: object, annotation: object = "") -> str:
 def _axes(value: Any, annotation: object) -> str:
     named = re.search(r"""["']([^"']*)["']\s*\]""", str(annotation))
     names = named[1].split() if named else []
+    if len(names) > value.ndim:  # an axis with a star need not be there
+        names = [name for name in names if not name.startswith("*")]
     if len(names) != value.ndim:
         names = [""] * value.ndim
-    sizes = (f"{name} {size}".strip() for name, size in zip(names, value.shape, strict=True))
+    sizes = (
+        f"{name.lstrip('*')} {size}".strip() for name, size in zip(names, value.shape, strict=True)
+    )
     return " × ".join(sizes) or f"{value}"
 
 

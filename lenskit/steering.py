@@ -12,13 +12,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lenskit._arguments import block_numbers, whole
-from lenskit.models import applied, position_ids, require_rows
+from lenskit.models import ClosingTokens, applied, chunk_of, position_ids, require_rows
 from lenskit.recipes import DEFAULT
-from lenskit.vectors import ConceptVectors, added, parts
+from lenskit.vectors import ConceptVectors, added, closing_of, parts
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -37,25 +37,37 @@ class Intervention:
     ``directions``: one entry for each set of vectors, at the blocks listed in ``blocks`` only and
     already in the unit of the coefficients. ``weights``: the coefficients of every row of the
     batch; a single row is shared by all of them, a row of zeros is not steered. ``start``: the
-    first absolute position that is steered.
+    first absolute position that is steered. ``closing`` and ``candidates``: ids and texts of the
+    closing tokens, where vectors are for these; ``directions`` then have places: what is added at
+    all other tokens, and at each closing token.
     """
 
-    directions: Float[Tensor, "vector block d_model"]
+    directions: Float[Tensor, "vector block *place d_model"]
     weights: Float[Tensor, "row vector"]
     blocks: tuple[int, ...]
     start: int = 0
+    closing: tuple[int, ...] = ()
+    candidates: tuple[str, ...] = ()
 
     @property
     def shared(self) -> bool:
         """Whether one row of weights serves a batch of any size."""
         return self.weights.shape[0] == 1
 
-    def deltas(self, rows: Int[Tensor, "row"] | None = None) -> Float[Tensor, "block row d_model"]:
+    @property
+    def placed(self) -> Bool[Tensor, "row"]:
+        """The rows to which closing tokens matter."""
+        own = (self.directions[:, :, 1:] != self.directions[:, :, :1]).flatten(1).any(dim=1)
+        return self.weights[:, own].any(dim=1)
+
+    def deltas(
+        self, rows: Int[Tensor, "row"] | None = None
+    ) -> Float[Tensor, "block row *place d_model"]:
         """What each block adds to each row (to ``rows`` of them, in that order), in float64."""
         weights = self.weights if rows is None or self.shared else self.weights[rows]
         used = weights.any(dim=0)  # a batch of a large study uses few of its vectors
         return torch.einsum(
-            "rv,vbd->brd", weights[:, used].double(), self.directions[used].double()
+            "rv,vb...d->br...d", weights[:, used].double(), self.directions[used].double()
         )
 
 
@@ -72,9 +84,15 @@ def intervention(
     chosen = block_numbers("blocks", blocks, model.cfg.n_layers)
     start = whole("start, an absolute position,", start, 0)
     terms, weights = _terms(vectors, coefficient)
-    directions = torch.zeros(len(terms), len(chosen), model.cfg.d_model)
+    closing, candidates = closing_of(terms)
+    places = [1 + len(closing)] if closing else []
+    directions = torch.zeros(len(terms), len(chosen), *places, model.cfg.d_model)
     for i, term in enumerate(terms):
-        directions[i] = added(model, term, relative)[list(chosen)]
+        rows = added(model, term, relative)[list(chosen)]
+        if rows.ndim == 3:
+            directions[i, :, 1:] = rows
+        else:
+            directions[i] = rows[:, None] if closing else rows
         if isinstance(term, Mapping) and not {*term} & {*chosen}:
             raise ValueError(
                 f"vectors are given for block(s) {sorted(term)}, of which blocks={list(chosen)} "
@@ -82,7 +100,7 @@ def intervention(
             )
     if not bool(directions.isfinite().all()):
         raise ValueError("vectors hold entries that are not finite; fit them anew")
-    return Intervention(directions, weights, chosen, start)
+    return Intervention(directions, weights, chosen, start, closing, candidates)
 
 
 @contextmanager
@@ -112,13 +130,21 @@ def steer(
     ``False``: absolute, as AGS has it; by default as ``lk.recipes`` says. A tensor knows no such
     norm: it is added as it is, times ε.
 
+    Vectors for each closing token (``fit_vectors(capture, "each")``) are added at that token of the
+    prompt's end and nowhere else: other tokens of the prompt, earlier turns and generated tokens
+    stay as they are. The end is found by the tokens' ids: the closing tokens that come last in the
+    row, in the pass that begins without a cache. (For a plain pass over a prompt and its answer,
+    tokenize them apart; the answer must not hold the closing tokens again.) These vectors of a
+    block have equal lengths: a relative coefficient is in units of the mean norm over all closing
+    tokens, and is a larger share of the stream where the token's own norm is smaller.
+
     Until the context ends, the model belongs to the thread that entered it: captures, answers and
     contexts of other threads wait (see ``lenskit.models.use``), so a thread must not wait inside
     for one of them. (Forward passes that other threads run past lenskit are steered too.)
 
     Raises ValueError for blocks that the model has not, for vectors of another model or shape, for
     ``relative=True`` with a tensor, for numbers that are not finite and, in the forward pass, when
-    the batch has not one row per coefficient.
+    the batch has not one row per coefficient, or a row lacks the closing tokens.
 
     >>> question = concept.questions[0]
     >>> with lk.steer(model, vectors, coefficient=0.04):
@@ -152,6 +178,9 @@ class ActiveIntervention:
     def __init__(self, planned: Intervention) -> None:
         self.planned = planned
         self._gate: Tensor | None = None
+        self._place: Tensor | None = None
+        self._closing = ClosingTokens(planned.closing, planned.candidates)
+        self._placed = planned.placed if planned.closing else None
         self.batch(None)
 
     @property
@@ -163,6 +192,7 @@ class ActiveIntervention:
         """Say which rows of the intervention the next batches hold; ``None``: all of them."""
         self._rows = torch.arange(len(self.planned.weights)) if rows is None else rows.cpu()
         self._deltas: list[Tensor] = []
+        self._closing.forget()
 
     def keep(self, rows: Int[Tensor, "row"]) -> None:
         """Say which rows of the present batch are left in the next forward pass."""
@@ -177,6 +207,9 @@ class ActiveIntervention:
         require_rows(self, len(self._rows), tokens.shape[0])
         if self.planned.start > 0:
             self._gate = (_positions(tokens, kwargs) >= self.planned.start)[:, :, None]
+        if self._placed is not None:
+            needed = self._placed if self.planned.shared else self._placed[self._rows]
+            self._place = self._closing.places(chunk_of(args, kwargs), needed)
 
     def hooks(self) -> list[tuple[str, Any]]:
         """Hook names and functions, for ``model.hooks(fwd_hooks=...)``."""
@@ -187,15 +220,24 @@ class ActiveIntervention:
 
     def _add(self, i: int, resid: Float[Tensor, "row pos d_model"], hook: Any) -> Tensor:
         if not self._deltas:
-            self._deltas = list(self.planned.deltas(self._rows)[:, :, None])
+            deltas = self.planned.deltas(self._rows)
+            self._deltas = list(deltas if self.planned.closing else deltas[:, :, None])
         delta = self._deltas[i]
         if delta.dtype != resid.dtype or delta.device != resid.device:
             delta = self._deltas[i] = delta.to(resid.dtype).to(resid.device)
+        delta = self._at_places(delta)
         # Never in place: the stream may be what another hook has kept.
         if self._gate is None:
             return resid + delta
         self._gate = self._gate.to(resid)
         return torch.addcmul(resid, self._gate, delta)
+
+    def _at_places(self, delta: Float[Tensor, "row place d_model"]) -> Tensor:
+        """What is added at each position of this pass; one entry where it is the same at all."""
+        if self._place is None:
+            return delta[:, :1]
+        place = self._place.to(delta.device)[:, :, None].expand(-1, -1, delta.shape[-1])
+        return delta.expand(len(place), -1, -1).gather(1, place)
 
 
 def _terms(

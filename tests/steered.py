@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from lenskit.concepts import Concept
 from lenskit.models import model_fingerprint
+from lenskit.prompts import build_prompts
 from lenskit.vectors import ConceptVectors
 
 
@@ -29,6 +32,36 @@ def random_vectors(model, seed=0) -> ConceptVectors:
         data_hash="",
         version="",
     )
+
+
+@cache
+def _closing(model) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    made = build_prompts(model, "Take on a cheerful mood.", number=4)
+    ids = made.tokens.input_ids[0, -len(made.candidates) :]
+    return made.candidates, tuple(ids.tolist())
+
+
+def own_vectors(model, seed=0) -> ConceptVectors:
+    """Unit vectors of no meaning for each closing token of the model's template."""
+    candidates, closing = _closing(model)
+    generator = torch.Generator().manual_seed(100 + seed)
+    shape = model.cfg.n_layers, len(closing), model.cfg.d_model
+    drawn = torch.randn(*shape, generator=generator)
+    return replace(
+        random_vectors(model, seed),
+        directions=drawn / drawn.norm(dim=-1, keepdim=True),
+        validation=torch.zeros(shape[:2]),
+        candidates=candidates,
+        closing=closing,
+    )
+
+
+def at_the_end(length: int, own: Float[Tensor, "layer candidate d_model"], end: int | None = None):
+    """What ``plain_hooks`` adds to a text of this length whose prompt ends before ``end``."""
+    end = length if end is None else end
+    rows = torch.zeros(len(own), length, own.shape[-1])
+    rows[:, end - own.shape[1] : end] = own
+    return dict(enumerate(rows))
 
 
 def decoder_layers(hf_model) -> nn.ModuleList:
@@ -67,13 +100,19 @@ def reference_tokens(
     *,
     start=0,
     ends=(),
+    own: Float[Tensor, "layer candidate d_model"] | None = None,
 ) -> list[int]:
-    """Greedy tokens of one prompt: no cache, no padding, the whole text anew for each token."""
+    """Greedy tokens of one prompt: no cache, no padding, the whole text anew for each token.
+
+    ``delta`` is added at every token, ``own`` at the closing tokens of the prompt.
+    """
     ids = list(ids)
     length = len(ids)
     for _ in range(number):
         gate = (torch.arange(len(ids)) >= start)[:, None]
         additions = {layer: gate * row for layer, row in enumerate(delta)}
+        for layer, row in at_the_end(len(ids), own, length).items() if own is not None else ():
+            additions[layer] = additions[layer] + gate * row
         with plain_hooks(hf_model, additions):
             logits = hf_model(torch.tensor([ids]), use_cache=False).logits
         ids.append(int(logits[0, -1].argmax()))

@@ -36,7 +36,9 @@ def fit(
     recipe: RecipeName = None,
     learner: Annotated[str | None, typer.Option(help="rfm, ridge, …")] = None,
     labels: Annotated[str | None, typer.Option(help="soft or hard")] = None,
-    token: Annotated[str | None, typer.Option(help="attention, or a fixed one such as -1")] = None,
+    token: Annotated[
+        str | None, typer.Option(help="attention, each, or a fixed one such as -1")
+    ] = None,
     prompts: Annotated[int, typer.Option(help="prompts")] = 400,
     device: Device = None,
     seed: Annotated[int, typer.Option(help="draws prompts")] = 0,

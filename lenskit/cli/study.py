@@ -94,7 +94,8 @@ def study(
     ] = None,
     labels: Annotated[list[str] | None, typer.Option(help="soft or hard; repeat for both")] = None,
     token: Annotated[
-        list[str] | None, typer.Option(help="attention, or a fixed one such as -1; repeat for more")
+        list[str] | None,
+        typer.Option(help="attention, each, or a fixed one such as -1; repeat for more"),
     ] = None,
     blocks: Annotated[
         list[str] | None,

@@ -84,11 +84,13 @@ def among(option: str, given: Iterable[str], known: Iterable[str]) -> tuple[str,
 
 
 def read_tokens(given: Iterable[str]) -> tuple[str, ...]:
-    """ "attention" or offsets from the end such as "-1"."""
+    """ "attention", "each", or offsets from the end such as "-1"."""
     given = tuple(dict.fromkeys(given))
     for one in given:
-        if one != "attention" and not re.fullmatch(r"-[1-9]\d*", one):
-            raise ValueError(f"--token must be attention, or an offset such as -1; got {one!r}")
+        if not re.fullmatch(r"attention|each|-[1-9]\d*", one):
+            raise ValueError(
+                f"--token must be attention, each, or an offset such as -1; got {one!r}"
+            )
     return given
 
 

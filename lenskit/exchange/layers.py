@@ -40,8 +40,15 @@ def to_layers(
     steering-vectors. ``blocks``: all but the first by default, as AGS steers (the others too
     leave it out). ``coefficient`` and ``relative`` as in ``steer``.
 
-    Raises ValueError for blocks that the vectors have not, and for numbers that are not finite.
+    Raises ValueError for blocks that the vectors have not, for numbers that are not finite, and for
+    vectors of each closing token: the others have one vector for a layer, added at every token.
     """
+    if vectors.closing:
+        raise ValueError(
+            f"the vectors of {vectors.concept.name!r} have one for each closing token, "
+            f"{vectors.candidates}, but these formats hold one for a layer, which is added at "
+            "every token; fit vectors of one token in each block (tokens='attention')"
+        )
     number = len(vectors.directions)
     chosen = sorted(block_numbers("blocks", blocks, number)[blocks is None :])
     scale = vectors.resid_norm if relative else torch.ones(number)

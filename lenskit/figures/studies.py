@@ -45,6 +45,7 @@ SCORES = MappingProxyType({"best": "best coefficient per question", "held_out": 
 _MEASURES = {*SCORES, *(f"{score} ±" for score in SCORES), "concepts", "concept_class"}
 _WORDS = {
     ("token", "attention"): "attention-guided token",
+    ("token", "each"): "each closing token its own",
     ("learner", "rfm"): "RFM",
     ("learner", "pca"): "PCA",
     ("blocks", "all"): "all blocks",

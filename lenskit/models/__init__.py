@@ -13,6 +13,7 @@ from lenskit.models.active import (
 )
 from lenskit.models.batches import Arrivals, in_batches
 from lenskit.models.check import PATTERN, RESID, SCORES, ModelReport, check_model, model_report
+from lenskit.models.closing import ClosingTokens
 from lenskit.models.contents import locate
 from lenskit.models.edited import Scores
 from lenskit.models.fused import shares
@@ -55,6 +56,7 @@ __all__ = [
     "SCORES",
     "Arrivals",
     "Chunk",
+    "ClosingTokens",
     "Conversation",
     "Edit",
     "Limits",

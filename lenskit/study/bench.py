@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -90,7 +90,7 @@ class Workbench:
             raise ValueError(
                 f"blocks {variant.blocks!r} must be among 0 to {number - 1} for this model"
             )
-        kept = torch.zeros(number, 1)
+        kept = vectors.directions.new_zeros(vectors.directions.shape)
         kept[list(blocks)] = 1
         return replace(vectors, directions=vectors.directions * kept)
 
@@ -104,19 +104,12 @@ class Workbench:
         return self._vectors[key]
 
     def _fit(self, variant: Variant) -> ConceptVectors:
-        tokens = self.selection(variant.token)
-        labels = find_labels(self.capture, tokens, variant.labels)
-        generator = torch.Generator().manual_seed(own_seed(self.concept, self.seed))
-        if variant.control == "shuffled labels":
-            labels = _shuffled(labels, generator)
-        if variant.control == "balanced shuffle":
-            labels = _balanced(labels, self.capture.prompts.has_prefix, generator)
         learner = self.learners[variant.learner]()
         if variant.control != "random vector":
             return fit_vectors(
                 self.capture,
-                tokens,
-                labels,
+                variant.token,
+                partial(self._labels, variant),
                 learner=learner,
                 recipe=self.recipe,
                 seed=self.seed,
@@ -125,9 +118,23 @@ class Workbench:
         # Norms and provenance as usual; only the directions are drawn.
         fitted = self.vectors(replace(variant, control=""))
         assert fitted is not None
-        drawn = torch.randn(fitted.directions.shape, generator=generator)
+        drawn = torch.randn(fitted.directions.shape, generator=self._generator())
         drawn = drawn / drawn.norm(dim=-1, keepdim=True)
         return replace(fitted, directions=drawn, learner="random vector")
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(own_seed(self.concept, self.seed))
+
+    def _labels(
+        self, variant: Variant, captured: Capture, tokens: TokenSelection
+    ) -> Float[Tensor, "prompt layer"]:
+        """The variant's labels at a selection, shuffled alike for every one."""
+        labels = find_labels(captured, tokens, variant.labels)
+        if variant.control == "shuffled labels":
+            return _shuffled(labels, self._generator())
+        if variant.control == "balanced shuffle":
+            return _balanced(labels, captured.prompts.has_prefix, self._generator())
+        return labels
 
 
 def own_seed(concept: Concept, seed: int) -> int:

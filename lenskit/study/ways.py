@@ -31,7 +31,8 @@ BALANCED = "balanced shuffle"
 class Variant(Displayed):
     """One way to make a concept vector and to apply it.
 
-    ``token``: "attention" (Eq. 3) or a fixed offset such as "-1". ``labels``: "soft" (Eq. 4),
+    ``token``: "attention" (Eq. 3), a fixed offset such as "-1", or "each": every closing token its
+    own vector, which is added there alone. ``labels``: "soft" (Eq. 4),
     "hard", "gating" or "true activity" (of the embedded grammar). ``learner``: a key of the
     study's learners. ``blocks``: "all", "from1" (without the first), "top4", "bottom4", "random4"
     by enrichment, or block numbers such as "4,5,6". ``control``: empty, one of ``CONTROLS``, or
@@ -167,8 +168,10 @@ def _choices(name: str, given: Any, default: Any) -> tuple:
 
 def _token(token: Any) -> str:
     text = str(token)
-    if isinstance(token, bool) or not re.fullmatch(r"attention|-[1-9]\d*", text):
-        raise ValueError(f"token must be 'attention', or an offset such as '-1'; got {token!r}")
+    if isinstance(token, bool) or not re.fullmatch(r"attention|each|-[1-9]\d*", text):
+        raise ValueError(
+            f"token must be 'attention', 'each', or an offset such as '-1'; got {token!r}"
+        )
     return text
 
 

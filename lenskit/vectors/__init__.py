@@ -6,7 +6,7 @@ Learners are scikit-learn estimators of their own; ``fit_vectors`` runs one on e
 from __future__ import annotations
 
 from lenskit.vectors.addends import Vectors, added, parts
-from lenskit.vectors.arithmetic import Combination
+from lenskit.vectors.arithmetic import Combination, closing_of
 from lenskit.vectors.fitting import fit_vectors
 from lenskit.vectors.learner import Learner, split
 from lenskit.vectors.learners import LEARNERS, find_learner, learners_of
@@ -33,6 +33,7 @@ __all__ = [
     "added",
     "check_file",
     "checksum",
+    "closing_of",
     "fit_blocks",
     "find_learner",
     "fit_vectors",

@@ -35,8 +35,10 @@ def parts(one: Vectors | None) -> Sequence[tuple[Any, float]]:
 
 def added(
     model: TransformerBridge, part: Any, relative: bool | None
-) -> Float[Tensor, "layer d_model"]:
+) -> Float[Tensor, "layer *candidate d_model"]:
     """What one part adds to each block with coefficient 1; ``relative`` as in ``steer``.
+
+    Vectors for each closing token have an axis for these.
 
     Raises ``ValueError`` for vectors of another model, for a shape or blocks that the model has
     not, for numbers that are not finite, and for a tensor that is to be relative; ``TypeError``
@@ -45,13 +47,15 @@ def added(
     layers, width = model.cfg.n_layers, model.cfg.d_model
     if isinstance(part, ConceptVectors):
         part.check_model(model)
-        if part.directions.shape != (layers, width):
+        shape = part.directions.shape
+        if (shape[0], shape[-1]) != (layers, width):
             raise ValueError(
                 f"vectors.directions must be [layer, d_model] = {[layers, width]} for this model, "
-                f"got {list(part.directions.shape)}"
+                f"got {list(shape)}"
             )
-        in_norms = DEFAULT.relative if relative is None else relative
-        return part.directions * (part.resid_norm[:, None] if in_norms else 1.0)
+        if not (DEFAULT.relative if relative is None else relative):
+            return part.directions
+        return part.directions * part.resid_norm.view(-1, *[1] * (len(shape) - 1))
     if relative:
         raise ValueError(
             "relative=True needs ConceptVectors, which know each block's mean residual norm; a "

@@ -8,6 +8,7 @@ relative coefficients. So both are kept as they were written: vectors, each with
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -66,9 +67,19 @@ class Arithmetic:
 
     def __getitem__(
         self, layer: int | slice
-    ) -> Float[Tensor, " d_model"] | Float[Tensor, "layer d_model"]:
-        """The vector of a block, or of a slice of blocks, in absolute units."""
+    ) -> Float[Tensor, "*candidate d_model"] | Float[Tensor, "layer *candidate d_model"]:
+        """The vector of a block, or of a slice of blocks, in absolute units.
+
+        Where a term has one for each closing token, what all terms add at each of these.
+        """
+        places = len(closing_of([one for one, _ in self.terms])[0])
         rows = [weight * one.directions[layer] for one, weight in self.terms]
+        if places:
+            axis = 1 if isinstance(layer, slice) else 0
+            rows = [
+                row if one.closing else row.unsqueeze(axis).expand(*row.shape[:axis], places, -1)
+                for (one, _), row in zip(self.terms, rows, strict=True)
+            ]
         return torch.stack(rows).sum(dim=0)
 
 
@@ -81,8 +92,10 @@ class Combination(Arithmetic, Displayed):
     and their weights, each of them once. Blocks have no unit norm, so it has no file of its own:
     save its vectors.
 
-    Raises ``ValueError`` for vectors of different models or numbers of blocks, and for a weight
-    that is not finite.
+    A vector for each closing token and one for all tokens add up too: each acts where it does.
+
+    Raises ``ValueError`` for vectors of different models, numbers of blocks or closing tokens, and
+    for a weight that is not finite.
     """
 
     terms: Terms
@@ -103,7 +116,7 @@ class Combination(Arithmetic, Displayed):
                     f"vectors of different models do not add up: {first.concept.name!r} was made "
                     f"with {first.model}, {one.concept.name!r} with {one.model}"
                 )
-            if one.directions.shape != first.directions.shape:
+            if _blocks(one) != _blocks(first):
                 raise ValueError(
                     "vectors of different numbers of blocks do not add up: "
                     f"{first.concept.name!r} is [layer, d_model] = {list(first.directions.shape)}, "
@@ -111,6 +124,7 @@ class Combination(Arithmetic, Displayed):
                 )
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of vectors must be finite, got {weight}")
+        closing_of([one for one, _ in self.terms])
 
     def _headline(self) -> str:
         return f"Combination of {count(len(self.terms), 'concept vector')}, {len(self)} blocks"
@@ -120,7 +134,27 @@ class Combination(Arithmetic, Displayed):
             f"term {i}": f"{weight:+.4g} × {one.concept.name!r}, {one.learner}"
             for i, (one, weight) in enumerate(self.terms[:12], start=1)
         }
-        return shown | {"norms": spread(self[:].norm(dim=1).tolist())}
+        return shown | {"norms": spread(self[:].norm(dim=-1).flatten().tolist())}
+
+
+def closing_of(vectors: Iterable[Any]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Ids and texts of the closing tokens that vectors are for; empty where none are for these.
+
+    Raises ``ValueError`` where some are for other tokens than others.
+    """
+    placed = [one for one in vectors if getattr(one, "closing", ())]
+    for one in placed:
+        if one.closing != placed[0].closing:
+            raise ValueError(
+                "vectors of different closing tokens do not go together: those of "
+                f"{placed[0].concept.name!r} are for {placed[0].candidates}, those of "
+                f"{one.concept.name!r} for {one.candidates}; fit them on prompts of one template"
+            )
+    return (placed[0].closing, placed[0].candidates) if placed else ((), ())
+
+
+def _blocks(vectors: ConceptVectors) -> tuple[int, int]:
+    return len(vectors.directions), vectors.directions.shape[-1]
 
 
 def _number(given: Any) -> float | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,8 +52,10 @@ def fit_vectors(
     prompts.
 
     ``tokens``: a selection, a function of the capture that makes one, "attention" (Eq. 3) or an
-    offset such as -1. ``labels``: "soft" (Eq. 4), "hard", a function of capture and selection, or
-    numbers, one for each prompt or [prompt, layer].
+    offset such as -1; or "each": a vector for every candidate token, learnt as if it were selected
+    in all blocks, which ``steer`` adds at that token of a prompt and nowhere else.
+    ``labels``: "soft" (Eq. 4), "hard", a function of capture and selection, or numbers, one for
+    each prompt or [prompt, layer].
     ``learner``: a name in ``LEARNERS``; an estimator whose ``fit`` takes ``X, y`` or ``X, y,
     X_val, y_val`` and leaves ``direction_`` or ``coef_``, which is cloned for every block and gets
     ``seed`` as its ``random_state`` if it has one that is None; or a function
@@ -69,6 +72,9 @@ def fit_vectors(
     'Ridge()'
     >>> lk.fit_vectors(capture, -1, "hard", learner="pca", progress=False).selection
     'token -1'
+    >>> own = lk.fit_vectors(capture, "each", progress=False)
+    >>> own.directions.shape == (len(own), len(capture.candidates), model.cfg.d_model)
+    True
     """
     recipe = find_recipe(recipe)
     learner = find_learner(learner, recipe)
@@ -78,7 +84,25 @@ def fit_vectors(
         )
     if max_validation < 2:
         raise ValueError(f"max_validation must be 2 prompts or more, got {max_validation!r}")
-    tokens = find_tokens(capture, recipe.token if tokens is None else tokens)
+    tokens = recipe.token if tokens is None else tokens
+    if isinstance(tokens, str) and tokens == "each":
+        places = len(capture.candidates)
+        alone = [
+            fit_vectors(
+                capture,
+                place - places,
+                labels,
+                learner=learner,
+                recipe=recipe,
+                seed=seed,
+                validation=validation,
+                max_validation=max_validation,
+                progress=progress,
+            )
+            for place in range(places)
+        ]
+        return _joined(capture, alone)
+    tokens = find_tokens(capture, tokens)
     labels = find_labels(capture, tokens, recipe.labels if labels is None else labels)
     shape = capture.resid_post.shape[:2]
     unit = recipe.unit_rows == "all" or isinstance(learner, RecursiveFeatureMachine)
@@ -111,6 +135,22 @@ def fit_vectors(
         labels="hard" if bool(((labels == 0) | (labels == 1)).all()) else "soft",
         data_hash=_data_hash(capture, labels),
         version=__version__,
+    )
+
+
+def _joined(capture: Capture, alone: Sequence[ConceptVectors]) -> ConceptVectors:
+    """Vectors of every candidate token from those of each."""
+    ids = capture.prompts.tokens.input_ids[0, -len(alone) :]
+    hashes = "".join(one.data_hash for one in alone)
+    return replace(
+        alone[-1],
+        directions=torch.stack([one.directions for one in alone], dim=1),
+        validation=torch.stack([one.validation for one in alone], dim=1),
+        selection="each candidate token its own",
+        labels="soft" if any(one.labels == "soft" for one in alone) else "hard",
+        data_hash=hashlib.sha256(hashes.encode()).hexdigest(),
+        candidates=tuple(capture.candidates),
+        closing=tuple(ids.tolist()),
     )
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lenskit._display import Displayed, spread
+from lenskit._display import Displayed, quoted, spread
 from lenskit.vectors.arithmetic import Arithmetic
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from lenskit.vectors.arithmetic import Terms
 
 FORMAT = "lenskit-concept-vectors"
-# Files of version 1 have no checksum, and are still read.
-FORMAT_VERSION = "2"
+# Files of version 1 have no checksum, and are still read; only those with a direction for each
+# closing token are of version 3.
+FORMAT_VERSION, CLOSING_VERSION = "2", "3"
 LARGEST = 2**32
 UNIT = 1e-3
 TENSORS = ("directions", "validation", "resid_norm")
@@ -37,14 +38,16 @@ TEXTS = ("model", "learner", "selection", "labels", "data_hash", "version")
 
 @dataclass(frozen=True, repr=False)
 class ConceptVectors(Arithmetic, Displayed):
-    """A direction for each block, float32 on the CPU, and its provenance.
+    """A direction for each block, or for each block and closing token, and its provenance.
 
-    ``directions``: unit norm (or zero where a block has none), the sign such that the projection
-    on them correlates positively with the labels. ``validation``: absolute Pearson correlation of
-    projection and labels on the validation rows, nan if unknown. ``resid_norm``: mean norm of
-    ``resid_post`` over prompts and candidate tokens, the unit of relative coefficients.
-    ``model``: fingerprint of the model. ``data_hash``: SHA-256 of token ids, mask and labels.
-    ``version``: of lenskit.
+    ``directions``: float32 on the CPU, unit norm (or zero where a block has none), the sign such
+    that the projection on them correlates positively with the labels. ``validation``: absolute
+    Pearson correlation of projection and labels on the validation rows, nan if unknown.
+    ``resid_norm``: mean norm of ``resid_post`` over prompts and candidate tokens, the unit of
+    relative coefficients. ``model``: fingerprint of the model. ``data_hash``: SHA-256 of token
+    ids, mask and labels. ``version``: of lenskit. ``candidates`` and ``closing``: texts and token
+    ids of the closing tokens, where each has a direction of its own, which ``steer`` adds there
+    and nowhere else (``fit_vectors(capture, "each")``).
 
     ``len(v)`` is the number of blocks and ``v[layer]`` a block's direction. ``2 * v``, ``-v``,
     ``v / 2``, ``v + w`` and ``v - w`` are combinations that ``steer`` takes.
@@ -56,8 +59,8 @@ class ConceptVectors(Arithmetic, Displayed):
     ...     answer = lk.generate(model, concept.questions[0], max_new_tokens=8)
     """
 
-    directions: Float[Tensor, "layer d_model"]
-    validation: Float[Tensor, " layer"]
+    directions: Float[Tensor, "layer *candidate d_model"]
+    validation: Float[Tensor, "layer *candidate"]
     resid_norm: Float[Tensor, " layer"]
     model: str
     concept: Concept
@@ -66,28 +69,43 @@ class ConceptVectors(Arithmetic, Displayed):
     labels: str
     data_hash: str
     version: str
+    candidates: tuple[str, ...] = ()
+    closing: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.directions.ndim != 2:
+        shape, places = tuple(self.directions.shape), len(self.closing)
+        if len(self.candidates) != places:
             raise ValueError(
-                f"directions must be [layer, d_model], got shape {tuple(self.directions.shape)}"
+                f"candidates and closing must be texts and ids of the same tokens, got "
+                f"{self.candidates} and {self.closing}"
             )
-        for name in ("validation", "resid_norm"):
-            shape = tuple(getattr(self, name).shape)
-            if shape != (len(self.directions),):
+        if shape[1:-1] != ((places,) if places else ()) or len(shape) < 2:
+            axes = f"[layer, candidate={places}, d_model]" if places else "[layer, d_model]"
+            raise ValueError(
+                f"directions must be {axes} with {places or 'no'} closing tokens, got shape {shape}"
+            )
+        for name, wanted in (("validation", shape[:-1]), ("resid_norm", shape[:1])):
+            if tuple(getattr(self, name).shape) != wanted:
                 raise ValueError(
-                    f"{name} must have one entry for each of the {len(self.directions)} blocks, "
-                    f"got shape {shape}"
+                    f"{name} must have one entry for each of the {len(self.directions)} blocks"
+                    f"{' and closing tokens' if len(wanted) > 1 else ''}, "
+                    f"got shape {tuple(getattr(self, name).shape)}"
                 )
 
     def _headline(self) -> str:
         return f"ConceptVectors of {self.concept.name!r}, {len(self)} blocks"
 
     def _rows(self) -> dict[str, object]:
-        known = self.validation.nan_to_num(-1.0)
+        known = self.validation.nan_to_num(-1.0).view(len(self), -1).mean(dim=1)
         best = f"; best in block {int(known.argmax())}" if bool((known >= 0).any()) else ""
-        return super()._rows() | {
-            "validation": f"correlation {spread(self.validation.tolist())}{best}",
+        shown = super()._rows()
+        del shown["closing"]
+        if self.closing:
+            shown["candidates"] = f"a direction each: {quoted(self.candidates)}"
+        else:
+            del shown["candidates"]
+        return shown | {
+            "validation": f"correlation {spread(self.validation.flatten().tolist())}{best}",
             "resid_norm": spread(self.resid_norm.tolist()),
             "data_hash": self.data_hash[:12],
         }
@@ -117,6 +135,11 @@ class ConceptVectors(Arithmetic, Displayed):
         _check_values(tensors)
         metadata = {name: getattr(self, name) for name in TEXTS}
         metadata |= {"format": FORMAT, "format_version": FORMAT_VERSION}
+        if self.closing:
+            metadata["format_version"] = CLOSING_VERSION
+            metadata |= {
+                name: json.dumps(getattr(self, name)) for name in ("candidates", "closing")
+            }
         metadata["concept"] = json.dumps(asdict(self.concept))
         metadata["checksum"] = checksum(tensors, metadata)
         save_file(tensors, path, metadata=metadata)
@@ -138,21 +161,25 @@ class ConceptVectors(Arithmetic, Displayed):
                 f"{metadata.get('format')!r}, not {FORMAT!r})"
             )
         version = metadata.get("format_version")
-        if version not in ("1", FORMAT_VERSION):
+        if version not in ("1", FORMAT_VERSION, CLOSING_VERSION):
             raise ValueError(
-                f"{path} has format version {version!r}; this lenskit reads versions 1 and "
-                f"{FORMAT_VERSION}"
+                f"{path} has format version {version!r}; this lenskit reads versions 1 to "
+                f"{CLOSING_VERSION}"
             )
         if version != "1" and metadata.pop("checksum", None) != checksum(tensors, metadata):
             raise ValueError(f"{path} is damaged: it is not what its checksum was made of")
         missing = [name for name in TENSORS if name not in tensors]
-        missing += [name for name in (*TEXTS, "concept") if name not in metadata]
+        own = ("candidates", "closing") if version == CLOSING_VERSION else ()
+        missing += [name for name in (*TEXTS, "concept", *own) if name not in metadata]
         if missing:
             raise ValueError(f"{path} lacks {', '.join(missing)}")
         try:
             _check_values(tensors)
             fields: dict[str, Any] = {name: tensors[name].float() for name in TENSORS}
             fields |= {name: metadata[name] for name in TEXTS}
+            if own:
+                fields |= {name: tuple(json.loads(metadata[name])) for name in own}
+                _check_closing(fields["candidates"], fields["closing"])
             vectors = cls(**fields, concept=_concept(metadata["concept"]))
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
@@ -208,10 +235,18 @@ def _check_values(tensors: Mapping[str, Tensor]) -> None:
         "residual norms that are negative or not finite": ~(norms.isfinite() & (norms >= 0)),
         "validation that is no correlation": tensors["validation"].abs() > 1 + UNIT,
     }
-    for what, bad in wrong.items():
+    for what, each in wrong.items():
+        bad = each.flatten(1).any(dim=1) if each.ndim > 1 else each
         if bool(bad.any()):
             blocks = ", ".join(map(str, bad.nonzero().flatten().tolist()))
             raise ValueError(f"{what}, at block(s) {blocks}")
+
+
+def _check_closing(candidates: tuple[Any, ...], closing: tuple[Any, ...]) -> None:
+    if not closing or not all(type(token) is int and token >= 0 for token in closing):
+        raise ValueError("closing must be the ids of one closing token or more")
+    if not all(isinstance(text, str) for text in candidates):
+        raise ValueError("candidates must be texts")
 
 
 def _concept(text: str) -> Concept:
