@@ -29,6 +29,7 @@ from lenskit.models import (
     require_positions,
     rows_of,
 )
+from lenskit.operations import Operation, find_operation, project_out
 from lenskit.recipes import DEFAULT
 from lenskit.steering import intervene, intervention
 
@@ -86,7 +87,9 @@ class SteeringRow(Displayed):
 
     ``vectors=None`` adds nothing to the residual stream. ``prefix`` is set before a question.
     ``attention``: an edit of the row's attention, or several, the outermost first; its span is of
-    the whole prompt, with the prefix.
+    the whole prompt, with the prefix. ``operation``: what is done with the vectors, as in
+    ``steer``. Raises ValueError for vectors that are to be projected out with a coefficient of 0,
+    which would leave the row as it is.
     """
 
     question: str | Conversation
@@ -94,6 +97,15 @@ class SteeringRow(Displayed):
     coefficient: float = 0.0
     prefix: str = ""
     attention: AttentionEdit | Sequence[AttentionEdit] | None = None
+    operation: Operation | str = "add"
+
+    def __post_init__(self) -> None:
+        removed = self.vectors is not None and find_operation(self.operation) is project_out
+        if removed and self.coefficient == 0:
+            raise ValueError(
+                "coefficient=0 leaves the row as it is; give any other to project vectors out, "
+                "such as 1"
+            )
 
     @property
     def conversation(self) -> Conversation:
@@ -229,6 +241,7 @@ def generate_steered(
                 blocks=blocks,
                 start=start,
                 relative=relative,
+                operation=[row.operation for row in rows],
             )
             stack.enter_context(intervene(model, planned))
         for edits in zip_longest(*(row.edits for row in rows)):

@@ -5,12 +5,12 @@ operation reads from it what it needs: its direction ``u = δ/|δ|``, its length
 ε has one meaning and one unit for all of them, a negative ε turns the direction round, and a row
 whose ``δ`` is zero is left as it is. An operation of one's own is a function like these.
 
-Norms and angles are computed in float32 for streams in half precision. Nothing is done in place.
+For streams in half precision all but addition is computed in float32. Nothing is done in place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Stream: TypeAlias = Float[Tensor, "row pos d_model"]
-Addend: TypeAlias = Float[Tensor, "row 1 d_model"]
+Addend: TypeAlias = Float[Tensor, "row #pos d_model"]
 Operation: TypeAlias = Callable[[Stream, Addend], Stream]
 
 
@@ -103,11 +103,42 @@ def find_operation(operation: Operation | str) -> Operation:
     return OPERATIONS[operation]
 
 
-def _parts(resid: Stream, delta: Addend) -> tuple[Stream, Addend, Float[Tensor, "row 1 1"]]:
-    """The stream in float32 at least, the addend's direction (zero where it has none), its length.
+def find_operations(given: Operation | str | Sequence[Operation | str]) -> tuple[Operation, ...]:
+    """One operation, or one for each row; raises ValueError for none, and for unknown names."""
+    several = [given] if isinstance(given, str) or callable(given) else given
+    found = tuple(find_operation(one) for one in several)
+    if not found:
+        raise ValueError("operation is empty; give one for all rows, or one for each")
+    return found
 
-    A row's direction does not depend on the dtype that the addend was cast to.
+
+def apply(operations: Sequence[Operation], resid: Stream, delta: Addend) -> Stream:
+    """The stream after an operation on all rows, or after each row's own.
+
+    Raises ``ValueError`` for an operation that returns anything but a stream of the same shape.
     """
+    if len(operations) == 1:
+        return _done(operations[0], resid, delta)
+    changed = resid.clone()
+    for operation in {id(each): each for each in operations}.values():
+        rows = [row for row, each in enumerate(operations) if each is operation]
+        changed[rows] = _done(operation, resid[rows], delta[rows])
+    return changed
+
+
+def _done(operation: Operation, resid: Stream, delta: Addend) -> Stream:
+    changed = operation(resid, delta if operation is not add else delta.to(resid.dtype))
+    if not isinstance(changed, Tensor) or changed.shape != resid.shape:
+        got = list(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+        raise ValueError(
+            f"operation must return the residual stream {list(resid.shape)} (row, pos, d_model), "
+            f"got {got}"
+        )
+    return changed.to(resid.dtype)
+
+
+def _parts(resid: Stream, delta: Addend) -> tuple[Stream, Addend, Float[Tensor, "row 1 1"]]:
+    """The stream, the addend's direction (zeros where it has none) and its length, in float32."""
     exact = torch.promote_types(resid.dtype, torch.float32)
     h, addend = resid.to(exact), delta.to(resid.device, exact)
     length = addend.norm(dim=-1, keepdim=True)

@@ -1,6 +1,7 @@
 """Activation steering: adding concept vectors to the residual stream (AGS, arXiv 2602.00333).
 
-``H̃[l,t] = H[l,t] + ε v[l]`` at chosen blocks, in a plain forward pass as in cached generation.
+``H̃[l,t] = H[l,t] + ε v[l]`` at chosen blocks, in a plain forward pass as in cached generation; or
+another operation on stream and vector (``lenskit.operations``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from lenskit._arguments import block_numbers, whole
 from lenskit.models import ClosingTokens, applied, chunk_of, position_ids, require_rows
+from lenskit.operations import Operation, add, apply, find_operations, project_out
 from lenskit.recipes import DEFAULT
 from lenskit.vectors import ConceptVectors, added, closing_of, parts
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     Coefficient: TypeAlias = float | Sequence[float] | Float[Tensor, "row"]
     Pairs: TypeAlias = Sequence[tuple[Vectors, Coefficient]]
     Steering: TypeAlias = Vectors | Pairs | Sequence[Vectors | None]
+    Operations: TypeAlias = Operation | str | Sequence[Operation | str]
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Intervention:
     batch; a single row is shared by all of them, a row of zeros is not steered. ``start``: the
     first absolute position that is steered. ``closing`` and ``candidates``: ids and texts of the
     closing tokens, where vectors are for these; ``directions`` then have places: what is added at
-    all other tokens, and at each closing token.
+    all other tokens, and at each closing token. ``operations``: what is done with the sum, one for
+    all rows or one for each.
     """
 
     directions: Float[Tensor, "vector block *place d_model"]
@@ -48,6 +52,7 @@ class Intervention:
     start: int = 0
     closing: tuple[int, ...] = ()
     candidates: tuple[str, ...] = ()
+    operations: tuple[Operation, ...] = (add,)
 
     @property
     def shared(self) -> bool:
@@ -79,11 +84,23 @@ def intervention(
     blocks: Iterable[int] | None = None,
     start: int = DEFAULT.start,
     relative: bool | None = None,
+    operation: Operations = "add",
 ) -> Intervention:
     """The arguments of ``steer``, checked and brought into one form."""
+    operations = find_operations(operation)
+    if coefficient is None and all(each is project_out for each in operations):
+        coefficient = 1.0  # its length does not matter
     chosen = block_numbers("blocks", blocks, model.cfg.n_layers)
     start = whole("start, an absolute position,", start, 0)
     terms, weights = _terms(vectors, coefficient)
+    if len(operations) > 1 and len(weights) not in (1, len(operations)):
+        raise ValueError(
+            f"operation has {len(operations)} entries for {len(weights)} rows; give one for each "
+            "row, or one for all"
+        )
+    weights = weights.expand(max(len(weights), len(operations)), -1)
+    if all(each is operations[0] for each in operations):
+        operations = operations[:1]
     closing, candidates = closing_of(terms)
     places = [1 + len(closing)] if closing else []
     directions = torch.zeros(len(terms), len(chosen), *places, model.cfg.d_model)
@@ -100,7 +117,7 @@ def intervention(
             )
     if not bool(directions.isfinite().all()):
         raise ValueError("vectors hold entries that are not finite; fit them anew")
-    return Intervention(directions, weights, chosen, start, closing, candidates)
+    return Intervention(directions, weights, chosen, start, closing, candidates, operations)
 
 
 @contextmanager
@@ -112,11 +129,13 @@ def steer(
     blocks: Iterable[int] | None = None,
     start: int = DEFAULT.start,
     relative: bool | None = None,
+    operation: Operations = "add",
 ) -> Iterator[TransformerBridge]:
     """Add ``ε v[l]`` to ``blocks.{l}.hook_resid_post`` in every forward pass inside the context.
 
     That holds for plain forward passes, ``generate``, the bridge's ``generate`` and Hugging
-    Face's (``model.original_model.generate``). Contexts inside one another add up.
+    Face's (``model.original_model.generate``). Contexts inside one another act one after the
+    other, the outermost first; additions add up.
 
     ``vectors``: a ``ConceptVectors``; a sum such as ``2 * v - w``, or as pairs ``[(v, 2),
     (w, -1)]``; a tensor or array ``[layer, d_model]``, or ``{layer: tensor}`` for some blocks;
@@ -129,6 +148,11 @@ def steer(
     block's mean residual norm (``vectors.resid_norm``), which differ between blocks and models;
     ``False``: absolute, as AGS has it; by default as ``lk.recipes`` says. A tensor knows no such
     norm: it is added as it is, times ε.
+    ``operation``: what is done with ``δ = ε v[l]``, one for all rows or one for each. "add";
+    "project_out" (nothing is left along ``v``; needs no ε); "clamp" (the projection on ``v``
+    becomes ``ε |v|``); "add_keeping_norm"; "rotate" (towards ``v``, along an arc as long as
+    ``δ``); or a function ``(resid, delta) -> resid`` (``lenskit.operations``). Where ``δ`` is zero
+    nothing is changed.
 
     Vectors for each closing token (``fit_vectors(capture, "each")``) are added at that token of the
     prompt's end and nowhere else: other tokens of the prompt, earlier turns and generated tokens
@@ -151,9 +175,17 @@ def steer(
     ...     answer = lk.generate(model, question, max_new_tokens=8)
     >>> with lk.steer(model, {3: vectors[3]}, coefficient=2.0), lk.steer(model, -0.01 * vectors):
     ...     another = lk.generate(model, question, max_new_tokens=8)
+    >>> with lk.steer(model, vectors, operation="project_out"):
+    ...     neutral = lk.generate(model, question, max_new_tokens=8)
     """
     planned = intervention(
-        model, vectors, coefficient, blocks=blocks, start=start, relative=relative
+        model,
+        vectors,
+        coefficient,
+        blocks=blocks,
+        start=start,
+        relative=relative,
+        operation=operation,
     )
     with intervene(model, planned):
         yield model
@@ -223,14 +255,28 @@ class ActiveIntervention:
             deltas = self.planned.deltas(self._rows)
             self._deltas = list(deltas if self.planned.closing else deltas[:, :, None])
         delta = self._deltas[i]
-        if delta.dtype != resid.dtype or delta.device != resid.device:
-            delta = self._deltas[i] = delta.to(resid.dtype).to(resid.device)
+        plainly = self.planned.operations == (add,)
+        # Norms and angles are of the vector as it is, whatever the stream is rounded to.
+        exact = resid.dtype if plainly else torch.promote_types(resid.dtype, torch.float32)
+        if delta.dtype != exact or delta.device != resid.device:
+            delta = self._deltas[i] = delta.to(exact).to(resid.device)
         delta = self._at_places(delta)
         # Never in place: the stream may be what another hook has kept.
         if self._gate is None:
-            return resid + delta
-        self._gate = self._gate.to(resid)
-        return torch.addcmul(resid, self._gate, delta)
+            return resid + delta if plainly else self._changed(resid, delta)
+        if plainly:
+            self._gate = self._gate.to(resid)
+            return torch.addcmul(resid, self._gate, delta)
+        self._gate = self._gate.to(resid.device, torch.bool)
+        return torch.where(self._gate, self._changed(resid, delta), resid)
+
+    def _changed(
+        self, resid: Float[Tensor, "row pos d_model"], delta: Float[Tensor, "row #pos d_model"]
+    ) -> Tensor:
+        """The stream after each row's own operation."""
+        planned = self.planned.operations
+        own = planned if len(planned) == 1 else [planned[row] for row in self._rows.tolist()]
+        return apply(own, resid, delta)
 
     def _at_places(self, delta: Float[Tensor, "row place d_model"]) -> Tensor:
         """What is added at each position of this pass; one entry where it is the same at all."""
