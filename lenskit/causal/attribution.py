@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lenskit._arguments import whole
-from lenskit.causal.jobs import Groups, Job, prepare, sites_of
+from lenskit.attention import Span
+from lenskit.causal.jobs import Job, prepare, sites_of
 from lenskit.causal.measures import Target
-from lenskit.causal.prompts import Prompt
+from lenskit.causal.prompts import Groups, Positions, Prompt
 from lenskit.causal.results import Patching
 from lenskit.causal.runs import At, by_head, hook_name, padded, shifts
 from lenskit.causal.sources import Source
@@ -32,7 +33,7 @@ def attribute(
     against: str | Sequence[int] | None = None,
     at: At = "resid_post",
     blocks: Groups | None = None,
-    positions: Groups | None = None,
+    positions: Positions | Span | None = None,
     steps: int = 1,
 ) -> Patching:
     """What ``patch`` would find, to first order: ``(new - own) · ∂ measure / ∂ own`` at each site.

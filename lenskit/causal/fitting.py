@@ -11,10 +11,11 @@ from torch import Tensor
 
 from lenskit import __version__
 from lenskit._arguments import whole
-from lenskit.causal.jobs import Groups, prepare
+from lenskit.attention import Span
+from lenskit.causal.jobs import prepare
 from lenskit.causal.measures import Target
 from lenskit.causal.patching import patched
-from lenskit.causal.prompts import Prompt
+from lenskit.causal.prompts import Positions, Prompt
 from lenskit.concepts import Concept
 from lenskit.models import model_fingerprint, using
 from lenskit.prompts import PromptSet
@@ -31,7 +32,7 @@ def fit_vectors(
     *,
     targets: Sequence[Target | None] | None = None,
     against: Sequence[str | Sequence[int] | None] | None = None,
-    positions: Groups | None = None,
+    positions: Positions | Span | None = None,
     sites: int = 1,
     batch_size: int = 64,
     progress: bool = True,

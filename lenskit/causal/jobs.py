@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lenskit._arguments import whole
+from lenskit.attention import Span
 from lenskit.causal.measures import Measure, Target, likeness, measure_of
 from lenskit.causal.prompts import (
+    Groups,
+    Positions,
     Prompt,
     Read,
     block_groups,
@@ -29,8 +32,6 @@ from lenskit.models import model_fingerprint
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-Groups: TypeAlias = Sequence[int | Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,15 @@ def prepare(
 
 
 def sites_of(
-    model: TransformerBridge, job: Job, at: str, blocks: Groups | None, positions: Groups | None
+    model: TransformerBridge,
+    job: Job,
+    at: str,
+    blocks: Groups | None,
+    positions: Positions | Span | None,
 ) -> tuple[list[Site], Patching]:
     """A job's sites row by row, and the result that their measures are to fill."""
     windows = block_groups(blocks, model.cfg.n_layers)
-    groups = position_groups(positions, job.first, len(job.prompt))
+    groups = position_groups(job.prompt, positions, job.first)
     columns: list[tuple[tuple[int, ...], int | None]]
     if at == "z":
         everywhere = tuple(sorted({place for group in groups for place in group}))

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from lenskit._arguments import whole
 from lenskit.attention import AttentionEdit, Heads, Knockout, Span, edited
-from lenskit.causal.jobs import Groups
 from lenskit.causal.measures import Target, measure_of
-from lenskit.causal.prompts import Prompt, block_groups, position_groups, read_prompt, token_texts
+from lenskit.causal.prompts import (
+    Groups,
+    Positions,
+    Prompt,
+    Read,
+    block_groups,
+    position_groups,
+    read_prompt,
+    require_span,
+    token_texts,
+)
 from lenskit.causal.results import Patching
 from lenskit.causal.runs import last_logits, padded, shifts
 from lenskit.models import in_batches, model_fingerprint, using
@@ -21,13 +30,11 @@ from lenskit.models import in_batches, model_fingerprint, using
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Spans: TypeAlias = Sequence[Span | int | Sequence[int]]
-
 
 def knock_out(
     model: TransformerBridge,
     prompt: Prompt,
-    spans: Spans | Span | None = None,
+    spans: Positions | Span | None = None,
     *,
     target: Target,
     against: str | Sequence[int] | None = None,
@@ -61,10 +68,10 @@ def knock_out(
     read = read_prompt(model, prompt, "prompt")
     batch_size = whole("batch_size", batch_size, 1)
     windows = block_groups(blocks, model.cfg.n_layers)
-    places = _places(read.ids, spans)
+    places = position_groups(read, spans)
     if heads and len(places) != 1:
         raise ValueError(f"heads=True is for one span, got {len(places)}")
-    start, asking = _asking(read.ids, queries)
+    start, asking = _asking(read, queries)
     measure = measure_of(model, read, target, against)
     row = read.then(measure.more)
 
@@ -113,31 +120,11 @@ def knock_out(
     )
 
 
-def _places(ids: tuple[int, ...], spans: Any) -> list[tuple[int, ...]]:
-    """The positions of each span; by default each token alone."""
-    given = [spans] if isinstance(spans, Span) else spans
-    if given is None:
-        return position_groups(None, 0, len(ids))
-    for span in given:
-        _check(ids, span)
-    return position_groups(
-        [span.positions if isinstance(span, Span) else span for span in given], 0, len(ids)
-    )
-
-
-def _asking(ids: tuple[int, ...], queries: Any) -> tuple[int, Any]:
+def _asking(prompt: Read, queries: Any) -> tuple[int, Any]:
     """From which position on queries are cut, and which of them."""
-    _check(ids, queries)
     if isinstance(queries, Span):
+        require_span(prompt, queries)
         return 0, queries
     if queries not in ("last", "all"):
         raise ValueError(f"queries must be 'last', 'all' or a Span, got {queries!r}")
-    return (len(ids) - 1 if queries == "last" else 0), "all"
-
-
-def _check(ids: tuple[int, ...], span: Any) -> None:
-    if isinstance(span, Span) and span.ids != ids:
-        raise ValueError(
-            f"the span {span.text!r} is of another prompt, of {span.length} tokens, than the one "
-            f"given, of {len(ids)}"
-        )
+    return (len(prompt) - 1 if queries == "last" else 0), "all"

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lenskit.causal.jobs import Groups, Job, Site, prepare, sites_of
+from lenskit.attention import Span
+from lenskit.causal.jobs import Job, Site, prepare, sites_of
 from lenskit.causal.measures import Target
-from lenskit.causal.prompts import Prompt
+from lenskit.causal.prompts import Groups, Positions, Prompt
 from lenskit.causal.results import Patching
 from lenskit.causal.runs import At, by_head, hook_name, last_logits, padded, shifts
 from lenskit.causal.sources import Source
@@ -29,7 +30,7 @@ def patch(
     against: str | Sequence[int] | None = None,
     at: At = "resid_post",
     blocks: Groups | None = None,
-    positions: Groups | None = None,
+    positions: Positions | Span | None = None,
     batch_size: int = 64,
     progress: bool = False,
 ) -> Patching:
@@ -49,7 +50,8 @@ def patch(
     ``at``: ``resid_pre``, ``resid_post``, ``attn_out``, ``mlp_out``, or ``z``, each head's output
     before the output projection, which gives [block, head], a head being patched at all
     ``positions`` at once. ``blocks`` and ``positions``: by default each alone; an entry that is a
-    list is patched as one (a window of blocks, a span). Negative positions count from the end.
+    list, or an ``lk.span`` of this prompt, is patched as one. Negative positions count from the
+    end.
     Prompts of different lengths are compared over the tokens that both end with.
 
     The model is held for the thread meanwhile. Inside ``steer`` the steered model is patched.
@@ -77,7 +79,7 @@ def patch_pairs(
     against: Sequence[str | Sequence[int] | None] | None = None,
     at: At = "resid_post",
     blocks: Groups | None = None,
-    positions: Groups | None = None,
+    positions: Positions | Span | None = None,
     batch_size: int = 64,
     progress: bool = False,
 ) -> list[Patching]:
@@ -112,7 +114,7 @@ def patched(
     at: str,
     *,
     blocks: Groups | None,
-    positions: Groups | None,
+    positions: Positions | Span | None,
     batch_size: int,
     progress: bool,
 ) -> list[Patching]:

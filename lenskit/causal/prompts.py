@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lenskit._arguments import whole
 from lenskit._display import Displayed
+from lenskit.attention import Span
 from lenskit.causal.runs import activations
 from lenskit.models import (
     Conversation,
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerBase
 
+Groups: TypeAlias = Sequence[int | Sequence[int]]
+Positions: TypeAlias = Sequence[int | Sequence[int] | Span]
+
 
 @dataclass(frozen=True, repr=False)
 class Noised(Displayed):
@@ -38,7 +42,7 @@ class Noised(Displayed):
     """
 
     prompt: str | Conversation | Sequence[int]
-    positions: Sequence[int] | None = None
+    positions: Positions | Span | None = None
     scale: float = 3.0
     seed: int = 0
 
@@ -134,15 +138,19 @@ def counterparts(prompt: Read, source: Read) -> tuple[int, int]:
 
 
 def position_groups(
-    positions: Sequence[int | Sequence[int]] | None, first: int, length: int
+    prompt: Read, positions: Positions | Span | None, first: int = 0
 ) -> list[tuple[int, ...]]:
     """Positions from ``first`` on, counted from the prompt's first token; negative from its end."""
+    length = len(prompt)
     if positions is None:
         return [(place,) for place in range(first, length)]
     found = []
-    for group in positions:
-        one = [group] if not hasattr(group, "__iter__") else list(group)
-        places = [whole("positions", place, -length, length - 1) % length for place in one]
+    for group in [positions] if isinstance(positions, Span) else positions:
+        if isinstance(group, Span):
+            require_span(prompt, group)
+        one = group.positions if isinstance(group, Span) else group
+        own = one if isinstance(one, Iterable) else [one]
+        places = [whole("positions", place, -length, length - 1) % length for place in own]
         if not places or len(set(places)) < len(places):
             raise ValueError(f"positions must be different ones, and some; got {group!r}")
         if min(places) < first:
@@ -156,15 +164,22 @@ def position_groups(
     return found
 
 
-def block_groups(
-    blocks: Sequence[int | Sequence[int]] | None, number: int
-) -> list[tuple[int, ...]]:
+def require_span(prompt: Read, span: Span) -> None:
+    """Raise ``ValueError`` for a span of another prompt."""
+    if span.ids != prompt.ids:
+        raise ValueError(
+            f"the span {span.text!r} is of another prompt, of {span.length} tokens, than the one "
+            f"given, of {len(prompt)}"
+        )
+
+
+def block_groups(blocks: Groups | None, number: int) -> list[tuple[int, ...]]:
     """Blocks, or windows of blocks; by default each block alone."""
     if blocks is None:
         return [(block,) for block in range(number)]
     found = []
     for group in blocks:
-        one = [group] if not hasattr(group, "__iter__") else list(group)
+        one = group if isinstance(group, Iterable) else [group]
         window = tuple(whole("blocks", block, 0, number - 1) for block in one)
         if not window or len(set(window)) < len(window):
             raise ValueError(f"blocks must be different ones, and some; got {group!r}")
@@ -183,7 +198,7 @@ def _noised(model: TransformerBridge, prompt: Noised, name: str) -> Read:
     plain = read_prompt(model, prompt.prompt, name)
     if plain.shift is not None:
         raise TypeError(f"{name} is noised twice; give one Noised with the larger scale")
-    groups = position_groups(prompt.positions, min(1, len(plain) - 1), len(plain))
+    groups = position_groups(plain, prompt.positions, min(1, len(plain) - 1))
     found: list[Tensor] = []
     activations(model, [plain], "resid_pre", lambda row, values, logits: found.append(values[0]))
     embedded = found[0].float()

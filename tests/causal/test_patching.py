@@ -314,6 +314,19 @@ def test_text_is_put_into_the_chat_template_and_an_answer_behind_it(model):
     torch.testing.assert_close(same.values, found.values, **EXACT)
 
 
+def test_spans_of_text_are_positions_too(model):
+    question, other = "What do you like at night?", "What do you love at night?"
+    span = lk.span(model, question, "at night")
+    options = {"target": "spiders", "blocks": [1]}
+    found = lk.causal.patch(model, question, other, positions=[span, -1], **options)
+    same = lk.causal.patch(model, question, other, positions=[span.positions, -1], **options)
+    assert torch.equal(found.values, same.values) and found.places[0] == span.positions
+    alone = lk.causal.patch(model, question, other, positions=span, **options)
+    torch.testing.assert_close(alone.values, found.values[:, :1], **EXACT)
+    with pytest.raises(ValueError, match="of another prompt"):
+        lk.causal.patch(model, other, question, positions=[span], **options)
+
+
 def test_inside_steer_the_steered_model_is_patched_and_nothing_is_left_after_an_error(model):
     before = hook_count(model)
     additions = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
