@@ -5,7 +5,8 @@
 Every block and position of one prompt is patched, in batches (``lk.causal.patch``). Beside it: the
 same number of rows of the same prompt, unpatched, in the same batches; a loop with one forward pass
 and one hook for each site, of which ``--share`` is run and scaled up; and the approximation by
-gradients (``lk.causal.attribute``) with its agreement. Cases take turns, so that a busy machine
+gradients (``lk.causal.attribute``) with its agreement. "edges": the attention from the last token
+to each token, cut in each block (``lk.causal.knock_out``). Cases take turns, so that a busy machine
 hurts all alike.
 """
 
@@ -121,6 +122,20 @@ def run(
         )
         said = causal.agreement(found["exact"], found["fast"])
         near.add(at, middle["fast"], said.spearman, said.overlap)
+    cut: dict[str, list[float]] = {"cut": [], "plain": []}
+    for turn in range(repeats + 1):
+        taken = {
+            "cut": seconds_of(
+                lambda: causal.knock_out(model, corrupt, target=target, batch_size=batch_size),
+                pair.device,
+            ),
+            "plain": seconds_of(plain_rows, pair.device),
+        }
+        for name, value in taken.items() if turn else ():
+            cut[name].append(value)
+    ratio = statistics.median(one / other for one, other in zip(*cut.values(), strict=True))
+    none = float("nan")
+    report.add("edges", *(statistics.median(each) for each in cut.values()), ratio, none, none)
     return [report, near]
 
 

@@ -171,7 +171,7 @@ def edits(
             # Never in place: the stream may be what another hook has kept.
             changed = by_head(model, at, value.clone())
             changed[tuple(places.to(value.device) for places in index)] = new.to(value)
-            return changed.view(value.shape)
+            return changed.reshape(value.shape)
 
         return replace
 
