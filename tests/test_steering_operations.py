@@ -10,7 +10,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steered import decoder_layers, hook_count, random_vectors
+from steered import decoder_layers, hook_count, own_vectors, random_vectors
 
 from lenskit.generation import SteeringRow, generate, generate_steered
 from lenskit.models import chat_ids, load_model, pad_left
@@ -204,6 +204,24 @@ def test_rows_without_vectors_and_coefficients_of_zero_are_bit_identical(model, 
     with steer(model, [vectors, None, vectors], coefficient=[1.0, 1.0, 0.0], operation=name):
         steered = run(model, tokens)
     assert torch.equal(steered[1:], plain[1:]) and not torch.equal(steered[0], plain[0])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_vectors_of_closing_tokens_are_applied_at_these_alone(model, name):
+    vectors, operation = own_vectors(model), OPERATIONS[name]
+    questions = ["What now?", "Why do people travel so far?"]
+    tokens = chat_ids(model, [[{"role": "user", "content": one}] for one in questions])
+    plain, places = stream(model, tokens, 0), len(vectors.closing)
+    names = [name, "add"]
+    with steer(model, vectors, coefficient=1.5, operation=names, blocks=[0]):
+        steered = stream(model, tokens, 0)
+    assert torch.equal(steered[:, :-places], plain[:, :-places])
+    for place in range(places):
+        at = place - places
+        delta = 1.5 * vectors.directions[0, place][None, None]
+        expected = operation(plain[:1, at, None], delta)
+        torch.testing.assert_close(steered[:1, at, None], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(steered[1:, at, None], plain[1:, at, None] + delta)
 
 
 def test_a_clamp_in_half_precision_is_exact_to_its_rounding(tmp_path):
