@@ -17,7 +17,7 @@ from lenskit.causal.runs import HOOKS
 CLEAN = [0, 40, 50, 60, 70, 80]
 CORRUPT = [0, 33, 50, 61, 72, 80]
 TARGET, OTHER = [90, 100], [90, 120]
-ARCHITECTURES = ["llama-gqa", "gpt2", "gpt_neox", "gemma2", "gemma3", "olmo2", "bloom", "mixtral"]
+ARCHITECTURES = ["llama-gqa", "gpt2", "gpt_neox", "gemma3", "mixtral"]
 OTHERS = [
     name
     for name in tiny.ARCHITECTURES | tiny.FURTHER
