@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -129,7 +130,7 @@ class ActiveAttention:
         chunk = chunk_of(args, kwargs)
         require_rows(self, len(self._rows), chunk.rows)
         device, positions = chunk.real.device, chunk.positions
-        length, place, ids, asking, gate = (each.to(device) for each in self._own)
+        length, place, ids, asking = (each.to(device) for each in self._own)
         if chunk.earlier == 0:
             _require_prompt(chunk, ids, length)
         width = place.shape[1]
@@ -152,20 +153,17 @@ class ActiveAttention:
             real = real & (asked >= self.start)
         self._asked = real[:, None, :, None]
         self._any = bool(real.any())
-        self._gate = gate
-        self._biases: dict[int, tuple[Tensor, bool]] = {}
 
     def change(self, scores: Scores) -> None:
         """Add the policy's bias to the scores of a block."""
         if scores.block not in self.blocks or not self._any:
             return
-        chosen = self._gate[:, scores.block, :, None, None].to(scores.visible.device)
-        if not bool(chosen.any()):
-            return
         bias, cuts = self._bias(scores)
-        allowed = self._asked.to(bias.device) & chosen & scores.visible
-        scores.add(torch.where(allowed, bias, 0.0))
-        if cuts and scores.emptied(allowed.any(dim=-1, keepdim=True)):
+        chosen = self._gate[:, scores.block, :, None, None].to(bias.device)
+        every = self._every[scores.block]
+        scores.add(bias if every else torch.where(chosen, bias, 0.0))
+        asked = self._asked.to(bias.device)
+        if cuts and scores.emptied(asked if every else asked & chosen):
             raise ValueError(
                 f"{self.policy!r} leaves a query of block {scores.block} no key to attend to; "
                 "leave a token of the prompt out of the span (the first one), or choose other "
@@ -173,28 +171,33 @@ class ActiveAttention:
             )
 
     def _bias(self, scores: Scores) -> tuple[Tensor, bool]:
-        """The bias, and whether it is ``-inf`` somewhere; a static one serves all blocks."""
-        keys = scores.visible.shape[-1]
-        if keys in self._biases:
-            return self._biases[keys]
+        """The bias of all heads, 0 where nothing is asked; and whether it is ``-inf`` somewhere.
+
+        That of a static policy serves all blocks that see the same keys.
+        """
+        if (id(self), "bias") in scores.kept:
+            return scores.kept[id(self), "bias"]
         # A window keeps the last keys alone.
+        keys, device = scores.visible.shape[-1], scores.visible.device
         place, prompt, first = (
-            each[..., -keys:].to(scores.visible.device)
+            each[..., -keys:].to(device)
             for each in (self._key_place, self._key_prompt, self._key_first)
         )
-        steps = self._steps.to(place.device)
+        steps = self._steps.to(device)
         view = View(place, prompt, steps, scores.values, scores.sinks)
         bias = self.policy(view).float()
-        if bool(bias.isnan().any()):
+        least = float(bias.min())  # NaN where there is one
+        if math.isnan(least):
             raise ValueError(f"{self.policy!r} gives a bias that is not a number")
         if self.protect_bos:
             bias = torch.where(first & ~view.span, 0.0, bias)
         if self.schedule is not None:
             factor = self.schedule(steps).float()
             bias = torch.where((factor == 0) | (bias == 0), 0.0, factor * bias)
-        found = bias, bool((bias == -torch.inf).any())
+        bias = torch.where(self._asked.to(device) & scores.visible, bias, 0.0)
+        found = bias, least == -math.inf
         if view.static:
-            self._biases[keys] = found
+            scores.kept[id(self), "bias"] = found
         return found
 
     def _hooked(self, block: int, scores: Tensor, hook: Any) -> Tensor:
@@ -210,8 +213,11 @@ class ActiveAttention:
             self._place[rows],
             self._ids[rows],
             self._asking[rows],
-            self._heads[rows],
         )
+        self._gate = self._heads[rows]
+        # Rows without an edit have no bias in any case.
+        edited = self._lengths[rows] > 0
+        self._every = self._gate[edited].all(dim=(0, 2)).tolist()
 
 
 def _require_prompt(

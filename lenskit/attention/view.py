@@ -40,10 +40,10 @@ class View:
     @property
     def mass(self) -> Float[Tensor, "row head query 1"]:
         """Attention mass on the span, from 0 to 1; a learned sink has its share."""
-        scores = self.scores
-        total = scores.logsumexp(dim=-1, keepdim=True)
-        if self._sinks is not None:
-            total = torch.logaddexp(total, self._sinks.float().view(1, -1, 1, 1))
-        on_span = scores.masked_fill(~self.span, -torch.inf).logsumexp(dim=-1, keepdim=True)
-        # A query that sees nothing, which only padding does, has -inf in both.
-        return (on_span - total).exp().nan_to_num(0.0)
+        scores, sinks = self.scores, self._sinks
+        if sinks is not None:
+            sink = sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], -1)
+            scores = torch.cat([scores, sink], dim=-1)
+        pattern = scores.softmax(dim=-1)[..., : self.span.shape[-1]]
+        # Padded queries alone see nothing, and have NaN.
+        return (pattern * self.span).sum(dim=-1, keepdim=True).nan_to_num(0.0)

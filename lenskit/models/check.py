@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -143,8 +144,8 @@ def check_model(
             failures += different
     edits = tuple(
         kind
-        for kind, edit in _edits(tokens).items()
-        if kind in fires and _takes_effect(model, tokens, kind, edit, clean)
+        for kind, some in _edits(tokens, model.cfg.n_heads).items()
+        if kind in fires and _takes_effect(model, tokens, kind, some, clean)
     )
     if RESID in fires and RESID not in edits:
         failures.append(f"editing {RESID} does not change the logits")
@@ -253,13 +254,17 @@ def _differences(
     return failures, (max(patterns), max(resids))
 
 
-def _edits(tokens: Tokens) -> dict[str, Callable[..., Tensor]]:
-    """Edits that no model may ignore, whatever its norms and its softmax cancel."""
+def _edits(tokens: Tokens, heads: int) -> dict[str, list[Callable[..., Tensor]]]:
+    """Edits of each kind, one of which at least no model may ignore.
+
+    Scores are edited in one head at a time. What it attends to in any case changes nothing, so
+    that another head may have to tell.
+    """
     first = tokens.attention_mask.argmax(dim=1)
 
-    def one_key(scores: Tensor, hook: Any) -> Tensor:
-        bias = torch.zeros(len(first), 1, 1, scores.shape[-1], device=scores.device)
-        bias[torch.arange(len(first)), 0, 0, first.to(scores.device)] = 30.0
+    def one_key(head: int, scores: Tensor, hook: Any) -> Tensor:
+        bias = torch.zeros(len(first), heads, 1, scores.shape[-1], device=scores.device)
+        bias[torch.arange(len(first)), head, 0, first.to(scores.device)] = 30.0
         return scores + bias.to(scores.dtype)
 
     def no_attention(pattern: Tensor, hook: Any) -> Tensor:
@@ -268,20 +273,32 @@ def _edits(tokens: Tokens) -> dict[str, Callable[..., Tensor]]:
     def other_coordinates(resid: Tensor, hook: Any) -> Tensor:
         return resid.roll(1, dims=-1)
 
-    return {RESID: other_coordinates, SCORES: one_key, PATTERN: no_attention}
+    return {
+        RESID: [other_coordinates],
+        SCORES: [partial(one_key, head) for head in range(heads)],
+        PATTERN: [no_attention],
+    }
 
 
 def _takes_effect(
     model: TransformerBridge,
     tokens: Tokens,
     kind: str,
-    edit: Callable[..., Tensor],
+    edits: Sequence[Callable[..., Tensor]],
     clean: Tensor,
 ) -> bool:
-    """Whether the edit changes the last logits, in the first block alone and in the last alone."""
-    for layer in {0, model.cfg.n_layers - 1}:
+    """Whether one of the edits changes the last logits, in the first block and in the last.
+
+    Without it they must be what they were.
+    """
+
+    def moved(layer: int, edit: Callable[..., Tensor]) -> bool:
         with hooked(model, [(f"blocks.{layer}.{kind}", edit)]):
-            edited = _logits(model, tokens)
-        if not bool((edited - clean).abs().max() > 1e-6 * clean.abs().max()):
-            return False
-    return True
+            return _differs(_logits(model, tokens), clean)
+
+    landed = all(any(moved(layer, edit) for edit in edits) for layer in {0, model.cfg.n_layers - 1})
+    return landed and not _differs(_logits(model, tokens), clean)
+
+
+def _differs(logits: Tensor, clean: Tensor) -> bool:
+    return bool((logits - clean).abs().max() > 1e-6 * clean.abs().max())

@@ -8,7 +8,7 @@ mask, and only an edit that looks at the scores has them computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -28,7 +28,8 @@ class Scores:
     """The attention scores of one block in one pass, and what edits add to them.
 
     ``visible``: which keys a query sees. ``bias`` is the sum of what was added so far, ``None``
-    for nothing. ``sinks``: learned sinks, one logit a head.
+    for nothing. ``sinks``: learned sinks, one logit a head. ``kept`` is shared by the blocks of one
+    pass that have the same ``visible``.
     """
 
     def __init__(
@@ -37,8 +38,10 @@ class Scores:
         compute: Callable[[], Float[Tensor, "row head query key"]],
         visible: Bool[Tensor, "row head query key"],
         sinks: Float[Tensor, " head"] | None = None,
+        kept: dict[Any, Any] | None = None,
     ) -> None:
         self.block, self.visible, self.sinks = block, visible, sinks
+        self.kept = {} if kept is None else kept
         self.bias: Tensor | None = None
         self._compute = compute
         self._computed: Tensor | None = None
@@ -72,12 +75,39 @@ class ScoreEdit(Protocol):
     def change(self, scores: Scores) -> None: ...
 
 
+class Kept:
+    """What the blocks of one pass share: which keys are seen, and what edits made of that.
+
+    Blocks with and without a window are given different masks.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Mask | None, tuple[int, ...], dict[Any, Any]]] = []
+
+    def clear(self) -> None:
+        """A new pass begins."""
+        self._kept.clear()
+
+    def of(self, mask: Mask | None, query: Tensor, key: Tensor) -> dict[Any, Any]:
+        """What is kept for this mask; ``"visible"`` in any case."""
+        shape = (*query.shape[:3:2], key.shape[2])
+        for known, of_shape, kept in self._kept:
+            if known is mask and of_shape == shape:
+                return kept
+        self._kept.append((mask, shape, {"visible": _visible(mask, query, key)}))
+        return self._kept[-1][2]
+
+
 @dataclass(frozen=True)
 class Site:
-    """A block's number and the edits of its scores, the outermost first."""
+    """A block's number and the edits of its scores, the outermost first.
+
+    ``kept`` is the same for all blocks, and cleared by the first.
+    """
 
     block: int
     edits: Sequence[ScoreEdit]
+    kept: Kept = field(default_factory=Kept)
 
 
 editing: dict[nn.Module, Site] = {}
@@ -109,12 +139,16 @@ def attend(
             module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal
         )
 
-    visible = _visible(attention_mask, query, key)
+    if site.block == 0:
+        site.kept.clear()
+    kept = site.kept.of(attention_mask, query, key)
+    visible = kept["visible"]
     scores = Scores(
         site.block,
         lambda: scores_of(query.float(), key.float(), visible, scaling, softcap),
         visible,
         s_aux,
+        kept,
     )
     for edit in site.edits:
         edit.change(scores)
@@ -123,21 +157,29 @@ def attend(
             module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal
         )
     if manual or scores.computed:
-        # A query that sees nothing, which only padding does, must not become NaN.
-        pattern = softmax(scores.values(), s_aux).nan_to_num(0.0)
-        return averaged(pattern, value), None
+        return averaged(softmax(scores.values(), s_aux), value), None
     assert scores.bias is not None
-    least = torch.finfo(query.dtype).min
-    mask = scores.bias.to(query.dtype).masked_fill(~visible, least)
-    return sdpa_attention_forward(
-        module, query, key, value, mask.expand(-1, -1, query.shape[2], -1), scaling=scaling
-    )
+    mask = _as_mask(scores.bias, kept, query)
+    return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)
+
+
+def _as_mask(
+    bias: Float[Tensor, "row head query key"], kept: dict[Any, Any], query: Tensor
+) -> Float[Tensor, "row head query key"]:
+    """The bias, and the least number on hidden keys; one bias of several blocks is masked once."""
+    if kept.get("bias") is not bias:
+        least = torch.finfo(query.dtype).min
+        mask = bias.to(query.dtype).masked_fill(~kept["visible"], least)
+        kept["bias"], kept["mask"] = bias, mask.expand(-1, -1, query.shape[2], -1)
+    return kept["mask"]
 
 
 def _visible(mask: Mask | None, query: Tensor, key: Tensor) -> Bool[Tensor, "row head query key"]:
     """Which keys each query sees; without a mask all up to itself, which is behind those cached."""
     if mask is not None:
-        return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        # A query that sees nothing, which only padding does, must not become NaN.
+        return seen | ~seen.any(dim=-1, keepdim=True)
     queries, keys = query.shape[2], key.shape[2]
     places = torch.arange(keys, device=query.device)
     return (places <= places[keys - queries :, None])[None, None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -13,7 +13,7 @@ from transformer_lens.utilities.position_ids import accepts_mask_derived_positio
 
 from lenskit.models.active import EditHook, applied_edits, paused
 from lenskit.models.check import RESID, SCORES, model_report, probe_tokens
-from lenskit.models.edited import NAME, Scores, Site, editing
+from lenskit.models.edited import NAME, Kept, Scores, Site, editing
 from lenskit.models.fused import replace_attention, state_of
 from lenskit.models.templates import position_ids
 from lenskit.models.use import hooked, using
@@ -79,9 +79,13 @@ def _function(handle: Any) -> Any:
 def _fused(model: TransformerBridge) -> Iterator[None]:
     with using(model) as note:
         edits = [edit for edit in applied_edits(model) if hasattr(edit, "change")]
-        sites = [Site(block, edits) for block in range(model.cfg.n_layers)]
-        replace_attention(model, NAME, editing, sites, note)
+        replace_attention(model, NAME, editing, _all_sites(model, edits), note)
         yield
+
+
+def _all_sites(model: TransformerBridge, edits: Sequence[Any]) -> list[Site]:
+    kept = Kept()
+    return [Site(block, edits, kept) for block in range(model.cfg.n_layers)]
 
 
 class _FirstKey:
@@ -116,8 +120,7 @@ def _try(model: TransformerBridge) -> str:
             with hooked(model, [(name, edit.hooked) for name in names]):
                 eager = _steps(model, tokens)
             with using(model) as note:
-                sites = [Site(block, edits) for block in range(model.cfg.n_layers)]
-                replace_attention(model, NAME, editing, sites, note)
+                replace_attention(model, NAME, editing, _all_sites(model, edits), note)
                 fused = _steps(model, tokens)
             for step, (one, other) in enumerate(zip(eager, fused, strict=True)):
                 difference = float((one - other).abs().max() / one.abs().max())
