@@ -3,6 +3,7 @@
 from . import causal as causal
 from . import exchange as exchange
 from . import figures as figures
+from . import profiling as profiling
 from . import tasks as tasks
 from .attention import AttentionEdit as AttentionEdit
 from .attention import Heads as Heads
@@ -51,6 +52,8 @@ from .models import check_model as check_model
 from .models import load_model as load_model
 from .models import model_fingerprint as model_fingerprint
 from .models import model_report as model_report
+from .profiling import HeadScores as HeadScores
+from .profiling import profile_heads as profile_heads
 from .prompts import PromptSet as PromptSet
 from .prompts import build_prompts as build_prompts
 from .prompts import prompts_from_ids as prompts_from_ids

@@ -15,6 +15,7 @@ from lenskit.figures.captures import (
     selected_token_shares,
     soft_label_curves,
 )
+from lenskit.figures.heads import head_map
 from lenskit.figures.inspection import (
     activity_correlation,
     pattern_rows,
@@ -38,6 +39,7 @@ __all__ = [
     "play",
     "blocks_compared",
     "enrichment_by_block",
+    "head_map",
     "over_steering",
     "pattern_rows",
     "row_names",

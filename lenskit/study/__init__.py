@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from lenskit.study.answers import study_concept
+from lenskit.study.cells import CellStore, Key, Row
 from lenskit.study.differences import paired_differences
-from lenskit.study.engine import CellsFailed
+from lenskit.study.engine import CellsFailed, Here, Pool, run_cells
+from lenskit.study.identity import identity
+from lenskit.study.pools import workers_of
 from lenskit.study.run import distinct, finished, read_study, run_on_workers, run_study
 from lenskit.study.study import Study
 from lenskit.study.subject import Subject, subject
@@ -14,13 +17,20 @@ from lenskit.study.ways import COEFFICIENTS, CONTROLS, Variant, variants
 __all__ = [
     "COEFFICIENTS",
     "CONTROLS",
+    "CellStore",
     "CellsFailed",
+    "Here",
+    "Key",
+    "Pool",
+    "Row",
     "Study",
     "Variant",
     "distinct",
     "finished",
+    "identity",
     "paired_differences",
     "read_study",
+    "run_cells",
     "run_study",
     "study_concept",
     "Subject",
@@ -29,6 +39,7 @@ __all__ = [
     "score_table",
     "write_tables",
     "run_on_workers",
+    "workers_of",
 ]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -15,7 +17,7 @@ import cloudpickle
 import torch
 from threadpoolctl import threadpool_limits
 
-from lenskit.study.engine import Compute, Died, Failure, Group, Results, computed
+from lenskit.study.engine import Compute, Died, Failure, Group, Pool, Results, computed
 
 
 class _Host:
@@ -214,3 +216,68 @@ def ray_cluster() -> Iterator[Any]:
     finally:
         if own:
             ray.shutdown()
+
+
+@contextmanager
+def workers_of(
+    load: Callable[[], Any],
+    compute: Compute,
+    workers: int | None = None,
+    gpus: float | None = None,
+    ray: bool | None = None,
+) -> Iterator[Pool]:
+    """So many workers, each with what ``load()`` makes: arguments as in ``run_on_workers``.
+
+    Raises ValueError where there are too few GPUs or cores, and ImportError without Ray.
+    """
+    connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    on_ray = connected or bool(os.environ.get("RAY_ADDRESS")) if ray is None else ray
+    make = _actors if on_ray else _processes
+    with make(load, compute, workers, gpus) as pool:
+        yield pool
+
+
+@contextmanager
+def _processes(
+    load: Callable[[], Any], compute: Compute, workers: int | None, gpus: float | None
+) -> Iterator[Pool]:
+    """Processes of this machine, each with its GPUs or a share of the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    there = torch.cuda.device_count()
+    number, gpus = _number(workers, gpus, cores or 1, there, "this machine has")
+    devices = None
+    if gpus:
+        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(there)))
+        each = names.split(",")
+        devices = [
+            ",".join(each[int(i * gpus) : int(i * gpus) + math.ceil(gpus)]) for i in range(number)
+        ]
+    with closing(Processes(load, compute, number, devices)) as pool:
+        yield pool
+
+
+@contextmanager
+def _actors(
+    load: Callable[[], Any], compute: Compute, workers: int | None, gpus: float | None
+) -> Iterator[Pool]:
+    with ray_cluster() as ray:
+        found = ray.cluster_resources()
+        cores, there = int(found.get("CPU", 1)), int(found.get("GPU", 0))
+        number, gpus = _number(workers, gpus, cores, there, "Ray finds")
+        with closing(Actors(ray, load, compute, number, gpus)) as pool:
+            yield pool
+
+
+def _number(
+    workers: int | None, gpus: float | None, cores: int, there: int, whose: str
+) -> tuple[int, float]:
+    """How many workers, and GPUs for each."""
+    gpus = min(1.0, there) if gpus is None else gpus
+    room = int(there / gpus) if gpus else cores
+    number = room if workers is None else workers
+    if not 1 <= number <= room:
+        raise ValueError(
+            f"workers={workers} with gpus={gpus:g} each does not fit: {whose} {cores} cores and "
+            f"{there} GPUs, so 1 to {room} workers would"
+        )
+    return number, gpus

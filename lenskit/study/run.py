@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from lenskit.concepts import Concept
@@ -21,8 +18,8 @@ from lenskit.models import model_fingerprint
 from lenskit.scoring import check_grammar_judge, grammar_judge
 from lenskit.study.answers import Cell, Settings, cell_key, check_concept, studied
 from lenskit.study.cells import SETTINGS, CellStore, Key, Row
-from lenskit.study.engine import CellsFailed, Compute, Here, Pool, Results, run_cells
-from lenskit.study.pools import Actors, Processes, ray_cluster
+from lenskit.study.engine import CellsFailed, Here, Pool, Results, run_cells
+from lenskit.study.pools import workers_of
 from lenskit.study.study import Study
 from lenskit.study.ways import Variant, warn_of_silence
 
@@ -102,10 +99,7 @@ def run_on_workers(
     >>> study = lk.run_on_workers(lk.load_model, fears, out="fears", workers=4)  # doctest: +SKIP
     """
     asked = _asked(concepts, variants, options)
-    connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-    on_ray = connected or bool(os.environ.get("RAY_ADDRESS")) if ray is None else ray
-    make = _actors if on_ray else _processes
-    with make(load, partial(_compute, asked.settings), workers, gpus) as pool:
+    with workers_of(load, partial(_compute, asked.settings), workers, gpus, ray) as pool:
         return _run(asked, pool, out, progress)
 
 
@@ -253,49 +247,3 @@ def _held_out(rows: Sequence[Row]) -> float | None:
     if rows[0]["control"]:
         return None
     return float(Study(pd.DataFrame(rows)).concepts["held_out"].iloc[0])
-
-
-@contextmanager
-def _processes(
-    load: Callable[[], Any], compute: Compute, workers: int | None, gpus: float | None
-) -> Iterator[Pool]:
-    """Processes of this machine, each with its GPUs or a share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    there = torch.cuda.device_count()
-    number, gpus = _number(workers, gpus, cores or 1, there, "this machine has")
-    devices = None
-    if gpus:
-        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(there)))
-        each = names.split(",")
-        devices = [
-            ",".join(each[int(i * gpus) : int(i * gpus) + math.ceil(gpus)]) for i in range(number)
-        ]
-    with closing(Processes(load, compute, number, devices)) as pool:
-        yield pool
-
-
-@contextmanager
-def _actors(
-    load: Callable[[], Any], compute: Compute, workers: int | None, gpus: float | None
-) -> Iterator[Pool]:
-    with ray_cluster() as ray:
-        found = ray.cluster_resources()
-        cores, there = int(found.get("CPU", 1)), int(found.get("GPU", 0))
-        number, gpus = _number(workers, gpus, cores, there, "Ray finds")
-        with closing(Actors(ray, load, compute, number, gpus)) as pool:
-            yield pool
-
-
-def _number(
-    workers: int | None, gpus: float | None, cores: int, there: int, whose: str
-) -> tuple[int, float]:
-    """How many workers, and GPUs for each."""
-    gpus = min(1.0, there) if gpus is None else gpus
-    room = int(there / gpus) if gpus else cores
-    number = room if workers is None else workers
-    if not 1 <= number <= room:
-        raise ValueError(
-            f"workers={workers} with gpus={gpus:g} each does not fit: {whose} {cores} cores and "
-            f"{there} GPUs, so 1 to {room} workers would"
-        )
-    return number, gpus

@@ -31,6 +31,7 @@ from lenskit.tasks.judges import (
     published_pronouns,
 )
 from lenskit.tasks.public import PUBLIC, bare, read_task
+from lenskit.tasks.spans import emphasised_span
 from lenskit.tasks.table import compare
 from lenskit.tasks.task import Task, TaskJudge, embedded
 from lenskit.tasks.texts import consistency, ngram_entropy
@@ -47,6 +48,7 @@ __all__ = [
     "compare",
     "consistency",
     "embedded",
+    "emphasised_span",
     "few_shot",
     "judge_json",
     "judge_label",

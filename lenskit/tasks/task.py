@@ -56,6 +56,14 @@ class Task(Displayed):
         shown["judge"] = getattr(self.judge, "__name__", type(self.judge).__name__)
         return shown | ({"labels": quoted(self.labels)} if self.labels else {})
 
+    @property
+    def cases(self) -> list[list[int]]:
+        """The places of each case's prompts, in the order of the first of them."""
+        found: dict[object, list[int]] = {}
+        for i, prompt in enumerate(self.prompts):
+            found.setdefault(prompt.metadata.get("case", ("prompt", i)), []).append(i)
+        return list(found.values())
+
     def verdicts(self, answers: Sequence[str]) -> list[Verdict]:
         """The verdict of each prompt's answer. Raises ValueError for another number of answers."""
         if isinstance(answers, str) or len(answers) != len(self.prompts):
@@ -67,11 +75,8 @@ class Task(Displayed):
 
     def scores(self, answers: Sequence[str]) -> Float[np.ndarray, " case"]:
         """The mean score of each case, in the order of the first of its prompts."""
-        cases: dict[object, list[float]] = {}
-        for i, verdict in enumerate(self.verdicts(answers)):
-            case = self.prompts[i].metadata.get("case", ("prompt", i))
-            cases.setdefault(case, []).append(verdict.score)
-        return np.array([np.mean(scores) for scores in cases.values()])
+        scores = np.array([verdict.score for verdict in self.verdicts(answers)], dtype=float)
+        return np.array([scores[places].mean() for places in self.cases])
 
     def score(self, answers: Sequence[str]) -> float:
         """The metric of the task: the mean over its cases, from 0 to 1."""
