@@ -23,6 +23,8 @@ the same blocks. What enters is split into a direction and its norm, and the nor
 that is not in the file gets a row of zeros, which adds nothing.
 
 The learner's validation and the residual norms do not travel; ``ConceptVectors.save`` keeps all.
+Vectors with a direction for each closing token do not travel either: the others add one vector at
+every token.
 """
 
 from __future__ import annotations
