@@ -43,6 +43,7 @@ def shown(model):
         *(lk.Study(pd.DataFrame([study] * 5)), lk.recipes["paper"], lk.Verdict(0, "unfinished")),
         lk.steerability(torch.eye(3)),
         lk.Answer(EVIL, finished=True, token_ids=[1, 2]),
+        lk.HeadScores((EVIL,), torch.rand(1, 2, 3, 4), torch.rand(1, 2), "heads", EVIL, EVIL, 9),
     ]
 
 
@@ -76,6 +77,12 @@ def huge(model):
         lk.Enrichment(p_values, smallest, selection, "keys", 0.01),
         type(lk.concepts["fears"])("name " * 200, "prefix " * 200, concept.questions, members),
         lk.SteeringRow("why? " * 500, vectors, 0.1, "be " * 500),
+        lk.HeadScores(
+            tuple(f"task {i} " * 300 for i in range(40)),
+            torch.rand(40, 2, blocks, candidates),
+            torch.rand(40, 2),
+            *("heads", "policy " * 300, "m" * 500, 9),
+        ),
     ]
 
 

@@ -43,7 +43,7 @@ def head_map(
     shown = values.double().cpu().numpy() - about[:, None, None]
     known = np.abs(shown[np.isfinite(shown)])
     most = bound or float(known.max(initial=0)) or 1.0
-    columns = min(number, 3)
+    columns = 2 if number == 4 else min(number, 3)
     rows = math.ceil(number / columns)
     width, height = max(2.4, 1.1 + 0.16 * heads), max(2.0, 1.1 + 0.14 * blocks)
     figure, panels = new_figure(

@@ -41,7 +41,7 @@ class HeadScores(Displayed):
     baseline is 0. ``policy``: in words. ``model``: fingerprint. ``passes``: what it all cost, in
     forward passes of one row (a generated token is one).
 
-    Raises ValueError for shapes that do not fit.
+    Raises ValueError for shapes that do not fit, and where no head has scores.
     """
 
     tasks: tuple[str, ...]
@@ -65,6 +65,8 @@ class HeadScores(Displayed):
                 f"of {count(len(self.tasks), 'task')}; got {tuple(self.samples.shape)} and "
                 f"{tuple(self.baseline_samples.shape)}"
             )
+        if not len(self.heads):
+            raise ValueError("samples has no head that every task has scores of")
 
     @property
     def scores(self) -> Float[Tensor, "task block head"]:
@@ -98,7 +100,8 @@ class HeadScores(Displayed):
         pairs = list(self.heads)
         blocks, heads = zip(*pairs, strict=True)
         scores = self.scores[self.tasks.index(task), blocks, heads].numpy().round(_DECIMALS)
-        tie = np.random.default_rng((seed, zlib.crc32(task.encode()))).permutation(len(pairs))
+        name = zlib.crc32(task.encode("utf-8", "backslashreplace"))
+        tie = np.random.default_rng((seed, name)).permutation(len(pairs))
         return [pairs[i] for i in np.lexsort((tie, -scores))]
 
     def top(self, k: int, *, seed: int = 0) -> dict[str, Heads]:
@@ -200,7 +203,7 @@ class HeadScores(Displayed):
         shown["forward passes"] = f"{self.passes:,}"
         for t, task in enumerate(self.tasks[:8]):
             block, head = self.ranking(task)[0]
-            shown[task] = (
+            shown[repr(task)] = (
                 f"{self.baselines[t]:.3g} without, best {self.scores[t, block, head]:.3g} "
                 f"with ({block}, {head})"
             )

@@ -71,6 +71,8 @@ def test_heads_that_were_not_profiled_are_in_no_set():
         some.top(6)
     with pytest.raises(ValueError, match="was not profiled"):
         some.ranking("other")
+    with pytest.raises(ValueError, match="has no head"):
+        made(samples * torch.nan)
     with pytest.raises(ValueError, match="one task"):
         made(samples[:1]).leave_one_out(2)
 

@@ -208,6 +208,10 @@ def test_curves_hold_the_scores_of_their_sets_by_hand(model, tasks, tmp_path):
     assert set(table["heads"]) == {"none", "given", "random", "random by block"}
     again = lk.profiling.curve(model, tasks[0], sets, (0.01, 1.0), **options)
     assert again.equals(table)
+    del options["random"], options["draws"]
+    shared = lk.profile_heads(model, tasks[0], PASTA, heads=sets[0], **options)
+    assert shared.baselines[0] == pytest.approx(table["score"][0])
+    assert shared.scores[0, 1, 0] == pytest.approx(given.loc[1, 0.01]["score"])
     with pytest.raises(ValueError, match="none of them empty"):
         lk.profiling.curve(model, tasks[0], [lk.Heads()])
 
