@@ -84,7 +84,7 @@ VOICES: Mapping[Task, float] = MappingProxyType(
 
 # The tasks of attention steering take this share of both mixtures. Concepts keep the larger part:
 # there are 512 of them to learn.
-TASK_SHARE = 0.36
+TASK_SHARE = 0.30
 FIRST_MIXTURE = extended(FIRST_VOICES, task_shares(), TASK_SHARE)
 MIXTURE = extended(VOICES, task_shares(), TASK_SHARE)
 

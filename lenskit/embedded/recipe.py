@@ -24,7 +24,7 @@ class Size:
     d_model: int = 192
     heads: int = 8
     kv_heads: int = 4
-    vocabulary: int = 3072
+    vocabulary: int = 6144
 
     @property
     def d_mlp(self) -> int:
@@ -42,7 +42,7 @@ class Recipe:
     ``without``: names of tasks that are left out of both mixtures.
     """
 
-    steps: int = 4800
+    steps: int = 6000
     batch: int = 64
     learning_rate: float = 6e-3
     seed: int = 0

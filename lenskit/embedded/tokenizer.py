@@ -36,7 +36,7 @@ def chat_text(dialogue: Dialogue) -> str:
 
 
 def train_tokenizer(
-    dialogues: Iterable[Dialogue], vocabulary: int = 3072
+    dialogues: Iterable[Dialogue], vocabulary: int = 6144
 ) -> PreTrainedTokenizerFast:
     """A tokenizer of ``vocabulary`` tokens learnt from the messages of ``dialogues``.
 

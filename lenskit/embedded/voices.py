@@ -36,6 +36,9 @@ LIKELY_ACTIVE = (3.0, 3.0, 3.0, 1.5, 1.0)
 # is answered too. Enough to work there; the method's own prompts have them in the user's message.
 SYSTEM_SHARE = 0.08
 EARLIER_SHARE = 0.08
+# Prompts that are followed by another turn, for which the same prefixes hold: more answers and more
+# of each concept, for the same prefixes read.
+FOLLOWED_SHARE = 0.3
 # Prompts with a neutral prefix among the concepts': «a prefix is there» must not mean «a concept».
 NEUTRAL_SHARE = 0.12
 # Questions of a class that no prefix is of, whose answer is neutral. Few: a test question is of
@@ -176,11 +179,14 @@ def asked_for(
         return Dialogue(
             (*first, user(request.prompt(after)), answer), (True, True), may_be_narrow=True
         )
-    return Dialogue(
-        (user(request.prompt(prefixes(*(text for _, text in said)))), answer),
-        (True,),
-        may_be_narrow=True,
-    )
+    messages = (user(request.prompt(prefixes(*(text for _, text in said)))), answer)
+    if random.random() < FOLLOWED_SHARE:
+        then = statement(grammar, random)
+        if random.random() < 0.5:
+            then = question_to(grammar, random, entries or [any_concept(grammar, random)])
+        answered = assistant(then.answer(grammar, entries, random))
+        messages = (*messages, user(then.prompt()), answered)
+    return Dialogue(messages, (True,) * (len(messages) // 2), may_be_narrow=True)
 
 
 def prefixed_statement(grammar: Grammar, random: Random) -> Dialogue:
