@@ -15,7 +15,7 @@ import lenskit as lk
 from lenskit.cli import app
 from lenskit.concepts import choose_concepts, read_blocks, read_numbers, read_shard, spread
 from lenskit.scoring import phrase_judge
-from lenskit.study import Variant, demo, run, run_study, score_table
+from lenskit.study import Variant, demo, pools, run, run_study, score_table
 from lenskit.study.engine import Here
 
 THREE = ["fears/spiders", "moods/cheerful", "places/Paris"]
@@ -252,9 +252,10 @@ def small_demo(monkeypatch):
         "load_model": lambda *_, **__: model,
     }.items():
         monkeypatch.setattr(demo, name, value)
-    monkeypatch.setattr(run, "Processes", InThisProcess)
+    monkeypatch.setattr(pools, "Processes", InThisProcess)
 
 
+@pytest.mark.slow
 def test_the_demo_prints_its_table_and_writes_its_pictures(small_demo, tmp_path):
     arguments = ("--concepts", 1, "--work", tmp_path / "work", "--out", tmp_path / "figures")
     done = lenskit("demo", *arguments)

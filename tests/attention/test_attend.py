@@ -23,6 +23,15 @@ from lenskit.models import (
 ARCHITECTURES = [name for name in tiny.ARCHITECTURES if name not in tiny.DISCARD_EDITS]
 FUSED = [name for name in ARCHITECTURES if name != "bloom"]
 GENERATING = ["llama-gqa", "gpt2", "gemma2", "mistral-window", "gpt_oss", "bloom"]
+
+
+def mostly_slow(names):
+    """The architectures, those that have nothing of their own among the slow tests."""
+    return [
+        name if name in GENERATING else pytest.param(name, marks=pytest.mark.slow) for name in names
+    ]
+
+
 INSTRUCTION = "Answer in one word."
 QUESTIONS = [
     f"{INSTRUCTION} What is the scariest thing in the world?",
@@ -84,7 +93,7 @@ def scaled(clean, factor):
     return torch.where(total > 0, weighted / total, 0.0)
 
 
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gpt_oss"])
+@pytest.mark.parametrize("architecture", mostly_slow([*ARCHITECTURES, "gpt_oss"]))
 def test_pasta_is_scaling_and_normalising_the_pattern_of_the_chosen_heads(architecture):
     model = tiny.shared_model(architecture)
     tokens, spans = chat_ids(model, [user(q) for q in QUESTIONS]), spans_of(model)
@@ -103,7 +112,7 @@ def test_pasta_is_scaling_and_normalising_the_pattern_of_the_chosen_heads(archit
     assert torch.equal(patterns(model, tokens)[0], clean)
 
 
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gpt_oss"])
+@pytest.mark.parametrize("architecture", mostly_slow([*ARCHITECTURES, "gpt_oss"]))
 def test_spotlight_reaches_its_target_where_the_mass_is_between_zero_and_it(architecture):
     model = tiny.shared_model(architecture)
     tokens, spans = chat_ids(model, [user(q) for q in QUESTIONS]), spans_of(model)
@@ -352,7 +361,7 @@ def test_cached_generation_equals_uncached_passes_fused_or_not(architecture):
     assert (generating.obstacle(model) == "") == (architecture in (*FUSED, "gpt_oss"))
 
 
-@pytest.mark.parametrize("architecture", FUSED)
+@pytest.mark.parametrize("architecture", mostly_slow(FUSED))
 def test_fused_generation_gives_the_logits_of_eager_attention(architecture):
     model = tiny.shared_model(architecture)
     tokens = chat_ids(model, [user(q) for q in QUESTIONS])

@@ -76,6 +76,7 @@ def test_spans_add_up_and_heads_are_summed_over_their_positions(model):
 
 def test_no_gradient_is_kept_in_the_weights_and_patching_is_as_before(model):
     before = lk.causal.patch(model, CORRUPT, CLEAN, target=[90]).values
+    model.original_model.zero_grad(set_to_none=True)
     lk.causal.attribute(model, CORRUPT, CLEAN, target=[90])
     assert all(weight.grad is None for weight in model.original_model.parameters())
     assert torch.equal(lk.causal.patch(model, CORRUPT, CLEAN, target=[90]).values, before)

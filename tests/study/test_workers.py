@@ -64,6 +64,7 @@ def test_ray_finishes_what_one_began_though_an_actor_is_killed(
         run_on_workers(load, CHOSEN, WAYS[:1], workers=1, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "gpus"), [(3, None), (0, None), (1, 1.0)])
 def test_more_workers_than_fit_are_refused(cluster, workers, gpus, tmp_path):
     if gpus and cluster.cluster_resources().get("GPU"):
