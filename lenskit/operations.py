@@ -48,6 +48,16 @@ def clamp(resid: Stream, delta: Addend) -> Stream:
     return (h + (length - _along(h, unit)) * unit).to(resid.dtype)
 
 
+def raise_to(resid: Stream, delta: Addend) -> Stream:
+    """``h + max(0, |δ| - h·u) u``: ``clamp`` where the projection is below ``|δ|``, else nothing.
+
+    A closed loop: each position is read, and steered only as far as it falls short. With a negative
+    ε the projection on the vector is lowered to ``-|δ|`` where it is above.
+    """
+    h, unit, length = _parts(resid, delta)
+    return (h + (length - _along(h, unit)).clamp(min=0) * unit).to(resid.dtype)
+
+
 def add_keeping_norm(resid: Stream, delta: Addend) -> Stream:
     """``(h + δ) |h| / |h + δ|``: addition, after which the stream is as long as it was.
 
@@ -85,6 +95,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         "add": add,
         "project_out": project_out,
         "clamp": clamp,
+        "raise_to": raise_to,
         "add_keeping_norm": add_keeping_norm,
         "rotate": rotate,
     }

@@ -150,9 +150,9 @@ def steer(
     norm: it is added as it is, times ε.
     ``operation``: what is done with ``δ = ε v[l]``, one for all rows or one for each. "add";
     "project_out" (nothing is left along ``v``; needs no ε); "clamp" (the projection on ``v``
-    becomes ``ε |v|``); "add_keeping_norm"; "rotate" (towards ``v``, along an arc as long as
-    ``δ``); or a function ``(resid, delta) -> resid`` (``lenskit.operations``). Where ``δ`` is zero
-    nothing is changed.
+    becomes ``ε |v|``); "raise_to" (the same, only where it is below); "add_keeping_norm"; "rotate"
+    (towards ``v``, along an arc as long as ``δ``); or a function ``(resid, delta) -> resid``
+    (``lenskit.operations``). Where ``δ`` is zero nothing is changed.
 
     Vectors for each closing token (``fit_vectors(capture, "each")``) are added at that token of the
     prompt's end and nowhere else: other tokens of the prompt, earlier turns and generated tokens

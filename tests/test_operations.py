@@ -15,6 +15,7 @@ from lenskit.operations import (
     clamp,
     find_operation,
     project_out,
+    raise_to,
     rotate,
 )
 
@@ -58,6 +59,18 @@ def test_clamp_sets_the_projection_and_leaves_the_rest(seed, size):
     close(project_out(done, delta), project_out(resid, delta), 1e-8)
     # A negative coefficient: the projection on the vector itself is negative.
     close(along(clamp(resid, -delta), delta), -delta.norm(dim=-1).expand(-1, POSITIONS), 1e-8)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999), size=st.floats(1e-3, 3))
+def test_raising_clamps_where_the_projection_is_below_and_leaves_the_others(seed, size):
+    resid, delta = drawn(seed, size)
+    done, low = raise_to(resid, delta), along(resid, delta) < delta.norm(dim=-1)
+    close(done[low], clamp(resid, delta)[low])
+    assert torch.equal(done[~low], resid[~low])
+    close(raise_to(done, delta), done)
+    lowered = along(raise_to(resid, -delta), delta)
+    close(lowered, along(resid, delta).clamp(max=-delta.norm(dim=-1)), 1e-8)
 
 
 @settings(max_examples=20, deadline=None)
