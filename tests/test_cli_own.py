@@ -172,6 +172,7 @@ def test_what_a_model_writes_cannot_command_the_terminal():
 FAST = "import torch; torch.set_num_threads(1)"
 
 
+@pytest.mark.slow
 def test_a_terminal_that_knows_ascii_alone_gets_the_whole_table(own, model, tmp_path):
     chosen = ("study", *model, "--concept-file", own, *quick("--out", tmp_path))
     done = in_a_terminal(*chosen, code=FAST, stdout=subprocess.PIPE)

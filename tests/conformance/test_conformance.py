@@ -112,7 +112,14 @@ def test_what_cannot_be_supported_is_refused_on_loading_with_the_reason(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("architecture", ["llama-gqa", "gpt2", "gemma2", "olmo2", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "llama-gqa",
+        "gpt2",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "olmo2", "qwen3_moe")),
+    ],
+)
 def test_everything_holds_in_half_precision_to_its_rounding(architecture, dtype, tmp_path):
     model, readings = opened(tiny.tiny_folder(tmp_path, architecture, uneven=True), dtype)
     assert model.original_model.dtype == dtype
