@@ -50,17 +50,18 @@ def extended(
 
 
 # What the model learns first, and what its tokenizer is learnt from: who is asked for and who of
-# them is active, and no voice that nobody asked for.
+# them is active, and no voice that nobody asked for. Mostly one prefix a prompt: which concept it
+# is, out of 512, is learnt from these, and only then which of several it is.
 FIRST_VOICES: Mapping[Task, float] = MappingProxyType(
     {
-        prefixed_statement: 0.14,
-        competing_statement: 0.26,
-        bare_statement: 0.04,
-        prefixed_question: 0.20,
-        competing_question: 0.10,
-        bare_question: 0.04,
+        prefixed_statement: 0.20,
+        competing_statement: 0.14,
+        bare_statement: 0.05,
+        prefixed_question: 0.34,
+        competing_question: 0.08,
+        bare_question: 0.05,
         neutral_prefix: 0.05,
-        carried_persona: 0.17,
+        carried_persona: 0.09,
     }
 )
 # Competition is the largest part: it is what makes attention follow activity, what speaks in pairs
@@ -82,10 +83,10 @@ VOICES: Mapping[Task, float] = MappingProxyType(
 )
 
 
-# The tasks of attention steering take this share of both mixtures. Concepts keep the larger part:
+# The tasks of attention steering take these shares of the mixtures. Concepts keep the larger part:
 # there are 512 of them to learn.
-TASK_SHARE = 0.30
-FIRST_MIXTURE = extended(FIRST_VOICES, task_shares(), TASK_SHARE)
+FIRST_TASK_SHARE, TASK_SHARE = 0.20, 0.30
+FIRST_MIXTURE = extended(FIRST_VOICES, task_shares(), FIRST_TASK_SHARE)
 MIXTURE = extended(VOICES, task_shares(), TASK_SHARE)
 
 

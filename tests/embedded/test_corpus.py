@@ -12,6 +12,7 @@ import pytest
 from lenskit.embedded import corpus, voices
 from lenskit.embedded.corpus import (
     FIRST_MIXTURE,
+    FIRST_TASK_SHARE,
     FIRST_VOICES,
     MIXTURE,
     TASK_SHARE,
@@ -138,9 +139,10 @@ def test_the_shares_of_the_mixtures_are_kept():
 
 
 def test_both_mixtures_have_competition_and_neutral_prefixes():
-    for mixture in (VOICES, FIRST_VOICES):
+    # Few at first: which concept it is, is learnt from prompts with one prefix.
+    for mixture, least in ((VOICES, 0.3), (FIRST_VOICES, 0.2)):
         shares = {task.__name__: share for task, share in mixture.items()}
-        assert sum(shares[task] for task in COMPETING) > 0.3
+        assert sum(shares[task] for task in COMPETING) > least
         assert shares["neutral_prefix"] > 0
     # Nobody speaks unasked before it is known who can.
     assert not {task.__name__ for task in FIRST_VOICES} & {"voiced_statement", "voiced_question"}
@@ -396,6 +398,9 @@ def test_several_prefixes_stand_a_single_space_apart():
 
 
 def test_the_tasks_of_attention_steering_have_their_share_of_both_mixtures():
-    for mixture, concepts in ((MIXTURE, VOICES), (FIRST_MIXTURE, FIRST_VOICES)):
+    for mixture, concepts, share in (
+        (MIXTURE, VOICES, TASK_SHARE),
+        (FIRST_MIXTURE, FIRST_VOICES, FIRST_TASK_SHARE),
+    ):
         assert sum(mixture.values()) == pytest.approx(1)
-        assert sum(mixture[task] for task in concepts) == pytest.approx(1 - TASK_SHARE)
+        assert sum(mixture[task] for task in concepts) == pytest.approx(1 - share)
