@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other, into benchmarks/results/<device>.md.
+"""All benchmarks, one after the other, into data/results/<device>.md.
 
     python -m benchmarks.all --quick
 
@@ -35,7 +35,7 @@ def main(
     quick: measure.QuickOption = False,
     share: Annotated[float, typer.Option(help="Of the published procedure to run.")] = 1.0,
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("data/results"),
     figure: Annotated[Path, typer.Option(help="Where the picture of growth goes.")] = Path(
         "figures/growth.png"
     ),

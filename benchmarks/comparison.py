@@ -1,6 +1,6 @@
 """The main comparison: token choice, labels and learners with both scores and the controls.
 
-``python -m benchmarks.comparison`` writes benchmarks/results/comparison.md. It can be stopped and
+``python -m benchmarks.comparison`` writes data/results/comparison.md. It can be stopped and
 started again; ``--shard 0/2`` and ``--shard 1/2`` run halves as two processes on one ``--work``.
 
 Ways that steer all blocks are compared first. Then ways that steer one: each closing token with its
@@ -134,7 +134,7 @@ def main(
     number: Annotated[int, typer.Option("--concepts", help="of each class")] = 21,
     shard: str = "0/1",
     work: Path = Path("results/comparison"),
-    out: Path = Path("benchmarks/results/comparison.md"),
+    out: Path = Path("data/results/comparison.md"),
     model: str = "lenskit-mini",
     threads: int = 1,
     few: Annotated[int, typer.Option(help="concepts of each class that choose the block")] = 2,

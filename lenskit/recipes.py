@@ -59,7 +59,7 @@ class Recipe(Displayed):
 class _Recipes(Mapping[str, Recipe]):
     """The named recipes.
 
-    ``"default"``: what the comparison on 105 concepts recommends (``benchmarks/results``). The
+    ``"default"``: what the comparison on 105 concepts recommends (``data/results``). The
     attention-guided token beats every fixed one with each learner; the learner is the covariance
     with the labels, which for hard labels *is* the mean difference, and does as well as the best
     and costs one matrix product; coefficients are relative, since residual norms differ between
