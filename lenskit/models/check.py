@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -96,10 +97,11 @@ def check_model(
     """Verify on two left-padded prompts that the model's hooks mean what they say.
 
     Patterns of real query rows must sum to one (to less where sinks are learned), and editing
-    ``hook_resid_post`` must change the logits. With a ``reference`` (the same weights in a
-    Hugging Face model that no bridge has wrapped, eager, same dtype) patterns and
-    ``hook_resid_post`` must equal its own. Its last hidden state is taken after the final norm,
-    so there the model's final norm is applied to our last ``hook_resid_post`` before comparing.
+    ``hook_resid_post`` must change the logits; a cached step must give what an uncached pass does.
+    With a ``reference`` (the same weights in a Hugging Face model that no bridge has wrapped,
+    eager, same dtype) patterns and ``hook_resid_post`` must equal its own. Its last hidden state
+    is taken after the final norm, so there the model's final norm is applied to our last
+    ``hook_resid_post`` before comparing.
 
     Raises ``ModelCheckError`` that lists all that fails.
 
@@ -149,6 +151,8 @@ def check_model(
     )
     if RESID in fires and RESID not in edits:
         failures.append(f"editing {RESID} does not change the logits")
+    if not failures:
+        failures += _cached(model, tokens)
     if failures:
         raise ModelCheckError(f"{name} cannot be used: " + "; ".join(failures))
     cfg = model.cfg
@@ -221,6 +225,29 @@ def _sums(seen: dict, tokens: Tokens, model: TransformerBridge) -> list[str]:
         if not bool(((sums > least) & (sums < 1.02)).all()):
             wrong.append(f"{PATTERN} of block {layer} does not sum to one over the keys")
     return wrong
+
+
+def _cached(model: TransformerBridge, tokens: Tokens) -> list[str]:
+    """Whether the last token behind a cache of the others gets the logits of a whole pass.
+
+    A bridge that does not know its model's cache drops it without a word.
+    """
+    ids = tokens.input_ids[tokens.attention_mask.bool().all(1)][:1]
+    with torch.no_grad():
+        whole = model.original_model(input_ids=ids, use_cache=False).logits[:, -1].float()
+        begun = model.original_model(input_ids=ids[:, :-1], use_cache=True)
+        cache = getattr(begun, "past_key_values", None)
+        if cache is None:
+            return []
+        last = model.original_model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+    difference = float((last.logits[:, -1].float() - whole).abs().max() / whole.abs().max())
+    if difference <= (1e-3 if model.cfg.dtype == torch.float32 else 0.1):
+        return []
+    return [
+        f"a cached step differs from an uncached pass by {difference:.2g} (relative), so "
+        f"generation would be wrong; TransformerLens {version('transformer-lens')} may not know "
+        f"the cache of transformers {version('transformers')}, try an earlier one"
+    ]
 
 
 def _differences(

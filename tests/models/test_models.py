@@ -87,6 +87,19 @@ def test_a_pattern_that_does_not_sum_to_one_is_refused_by_block():
         check_model(model)
 
 
+def test_a_cache_that_is_dropped_is_refused_since_generation_would_be_wrong():
+    model = load_model(tiny.shared_folder(), device="cpu", check=False)
+
+    def without_cache(module, args, kwargs):
+        return args, kwargs | {"past_key_values": None}
+
+    handle = model.original_model.register_forward_pre_hook(without_cache, with_kwargs=True)
+    with pytest.raises(ModelCheckError, match="a cached step differs from an uncached pass"):
+        check_model(model)
+    handle.remove()
+    check_model(model)
+
+
 def test_logits_that_are_not_finite_are_refused():
     model = load_model(tiny.shared_folder(), device="cpu", check=False)
     with torch.no_grad():
