@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lenskit import __version__
 from lenskit._arguments import whole
 from lenskit._display import Displayed
 from lenskit.attention.projections import KeyProjections, share
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class KeyContrast(Displayed):
     """The same tokens in three prompts: without a question, with one they answer, with another.
 
@@ -136,8 +135,9 @@ def fit_key_projections(
     left out. Cost: a forward pass without logits for each prompt, and two singular value
     decompositions of ``d_head × d_head`` for each head.
 
-    With few examples ``Ω`` has fewer directions than tokens were read, and ``P⁺`` is of their
-    content more than of relevance: hundreds of examples are published.
+    With few examples ``P⁺`` is of their content more than of relevance: hundreds are published.
+    Keys of the first block know nothing of a question, and move by nothing. Where positions are
+    added to the embeddings (GPT-2, OPT), keys also move because a question stands before them.
 
     Raises ModelCheckError for a model whose keys cannot be edited, and ValueError for no examples,
     for some with and some without ``irrelevant``, and for keys that are not finite.
@@ -147,6 +147,8 @@ def fit_key_projections(
     >>> lk.fit_key_projections(model, examples, progress=False).tokens == len(examples[0].neutral)
     True
     """
+    from lenskit import __version__
+
     mass, batch_size = share("mass", mass), whole("batch_size", batch_size, 1)
     given = list(examples)
     kinds = {len(each.spans) for each in given}

@@ -15,7 +15,6 @@ from lenskit._arguments import whole
 from lenskit._display import Displayed, count, spread
 from lenskit.attention.heads import Heads
 from lenskit.models import model_fingerprint, same_model
-from lenskit.vectors import checksum, read_safetensors
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -113,14 +112,14 @@ class KeyProjections(Displayed):
 
         Raises ValueError unless one of the two is given, and where no head moves so far.
         """
-        if (number is None) == (shift is None):
-            raise ValueError("give number, of key-value heads, or shift, from which on they count")
         flat, per_block = self.shift.flatten(), self.shift.shape[1]
-        if number is not None:
+        if number is not None and shift is None:
             number = whole("number, of key-value heads,", number, 1, len(flat))
             chosen = flat.argsort(descending=True, stable=True)[:number].tolist()
-        else:
+        elif shift is not None and number is None:
             chosen = (flat >= shift).nonzero()[:, 0].tolist()
+        else:
+            raise ValueError("give number, of key-value heads, or shift, from which on they count")
         if not chosen:
             raise ValueError(
                 f"no key-value head moves by shift={shift}; the most is {float(flat.max()):.4g}"
@@ -153,6 +152,8 @@ class KeyProjections(Displayed):
 
         Raises ``ValueError`` for what ``load`` would refuse.
         """
+        from lenskit.vectors import checksum
+
         tensors = {name: getattr(self, name).float().cpu().contiguous() for name in TENSORS}
         _check_values(tensors)
         metadata = {name: str(getattr(self, name)) for name in (*TEXTS, *NUMBERS)}
@@ -167,6 +168,8 @@ class KeyProjections(Displayed):
         Raises ``ValueError`` when it is no such file, is not as it was written, holds what cannot
         be meant, or when ``model`` is given and is not the one that they were fitted on.
         """
+        from lenskit.vectors import checksum, read_safetensors
+
         tensors, metadata = read_safetensors(path)
         if metadata.get("format") != FORMAT:
             raise ValueError(

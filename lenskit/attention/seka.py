@@ -44,7 +44,7 @@ class KeyPolicy(Protocol):
         """The weights ``w_m`` for each of some spans."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Seka(Displayed):
     """SEKA (arXiv 2603.01281): the keys of the span become ``k + (g⁺ P⁺ k + g⁻ P⁻ k) / 2``.
 
@@ -107,7 +107,7 @@ class Seka(Displayed):
         return torch.ones(len(spans), 1, *self.projections.shift.shape)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class AdaSeka(Displayed):
     """AdaSEKA (arXiv 2603.01281): a mixture of experts' projections, chosen by the prompt's query.
 
