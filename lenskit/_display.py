@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from html import escape
 from itertools import groupby
 from math import isnan
@@ -30,9 +31,8 @@ class Displayed:
         return type(self).__name__
 
     def _rows(self) -> dict[str, object]:
-        known = getattr(self, "__dataclass_fields__", {})
-        shown = (field for field in known.values() if field.repr)
-        return {each.name: told(getattr(self, each.name), each.type) for each in shown}
+        known: tuple[Any, ...] = fields(self) if is_dataclass(self) else ()
+        return {each.name: told(getattr(self, each.name), each.type) for each in known if each.repr}
 
 
 def text_table(headline: str, rows: Mapping[str, object]) -> str:

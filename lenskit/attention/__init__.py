@@ -1,8 +1,9 @@
-"""Attention steering: spans, heads, policies, and the context that applies them."""
+"""Attention steering: spans, heads, policies of scores and keys, and the context for them."""
 
 from __future__ import annotations
 
 from lenskit.attention.attend import attend, edited
+from lenskit.attention.contrast import KeyContrast, fit_key_projections, key_contrast
 from lenskit.attention.edit import AttentionEdit
 from lenskit.attention.heads import Heads
 from lenskit.attention.policies import (
@@ -14,23 +15,32 @@ from lenskit.attention.policies import (
     Spotlight,
     Temperature,
 )
+from lenskit.attention.projections import KeyProjections
+from lenskit.attention.seka import AdaSeka, KeyPolicy, Seka
 from lenskit.attention.span import Span, span
 from lenskit.attention.view import View
 
 __all__ = [
+    "AdaSeka",
     "AttentionEdit",
     "Heads",
     "InstABoost",
+    "KeyContrast",
+    "KeyPolicy",
+    "KeyProjections",
     "Knockout",
     "LogitBias",
     "Pasta",
     "Policy",
+    "Seka",
     "Span",
     "Spotlight",
     "Temperature",
     "View",
     "attend",
     "edited",
+    "fit_key_projections",
+    "key_contrast",
     "span",
 ]
 

@@ -16,9 +16,11 @@ from lenskit._arguments import whole
 from lenskit._display import Displayed
 from lenskit.attention.heads import Heads
 from lenskit.attention.policies import Policy
+from lenskit.attention.rows import EditedRows, at_positions
+from lenskit.attention.seka import KeyPolicy
 from lenskit.attention.span import Span
 from lenskit.attention.view import View
-from lenskit.models import SCORES, Chunk, Scores, chunk_of, require_rows
+from lenskit.models import SCORES, Scores
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -32,7 +34,7 @@ class AttentionEdit(Displayed):
     """What ``attend`` does to one prompt: see there for each field."""
 
     span: Span
-    policy: Policy
+    policy: Policy | KeyPolicy
     heads: Heads | None = None
     queries: Queries = "all"
     start: int = 0
@@ -42,12 +44,12 @@ class AttentionEdit(Displayed):
     def __post_init__(self) -> None:
         if not isinstance(self.span, Span):
             raise TypeError(f"span must be a Span, as lk.span makes it; got {self.span!r}")
-        if not callable(self.policy):
+        if not self.of_keys and not callable(self.policy):
             raise TypeError(f"policy must be callable, such as lk.Pasta(0.01); got {self.policy!r}")
         if self.heads is None and getattr(self.policy, "names_heads", False):
             raise ValueError(
                 f"{self.policy!r} needs heads: those that were found to help (Heads.load, "
-                "profile_heads), or Heads.all(model), which hurts"
+                "profile_heads, KeyProjections.heads), or Heads.all(model), which hurts"
             )
         if self.heads is not None and len(self.heads) == 0:
             raise ValueError("heads is empty, so nothing would be edited")
@@ -59,6 +61,24 @@ class AttentionEdit(Displayed):
                 f"queries must be 'all', 'prompt', 'generated' or a Span, got {self.queries!r}"
             )
         whole("start, a query's position,", self.start, 0)
+        if self.of_keys:
+            self._require_all_queries()
+
+    def _require_all_queries(self) -> None:
+        given = {"queries": self.queries, "start": self.start, "schedule": self.schedule}
+        usual = {"queries": "all", "start": 0, "schedule": None}
+        if named := [name for name in usual if given[name] != usual[name]]:
+            raise ValueError(
+                f"{' and '.join(named)} cannot be given with {type(self.policy).__name__}, which "
+                "edits keys when they are made; every query sees them"
+            )
+        if self.protect_bos and self.span.positions == (0,):
+            raise ValueError("the span holds the first token alone, which protect_bos leaves out")
+
+    @property
+    def of_keys(self) -> bool:
+        """Whether keys are edited, and not scores."""
+        return isinstance(self.policy, KeyPolicy)
 
     @property
     def kind(self) -> tuple:
@@ -67,59 +87,35 @@ class AttentionEdit(Displayed):
         return self.policy, queries, self.start, self.schedule, self.protect_bos
 
 
-class ActiveAttention:
-    """Edits of one kind at work, one or none for each row of the batch (a single one: for all)."""
-
-    what = "attention is edited"
+class ActiveAttention(EditedRows):
+    """Edits of the scores at work, of one kind."""
 
     def __init__(
         self, model: TransformerBridge, edits: Sequence[AttentionEdit | None], shared: bool
     ) -> None:
+        super().__init__(model, edits, shared)
         first = next(edit for edit in edits if edit is not None)
-        self.policy, self.start, self.schedule = first.policy, first.start, first.schedule
+        self.policy: Any = first.policy
+        self.start, self.schedule = first.start, first.schedule
         self.protect_bos, self.queries = first.protect_bos, first.kind[1]
-        self._edits, self._shared = tuple(edits), shared
-        every = torch.ones(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.bool)
-        none = torch.zeros_like(every)
-        masks: dict[Any, Tensor] = {}
-        for edit in edits:
-            heads = None if edit is None else edit.heads
-            if edit is not None and heads not in masks:
-                masks[heads] = every if heads is None else heads.mask(model)
-        self._heads = torch.stack([none if e is None else masks[e.heads] for e in edits])
-        width = max(0 if edit is None else edit.span.length for edit in edits)
-        self._lengths = torch.tensor([0 if e is None else e.span.length for e in edits])
-        self._ids = torch.full((len(edits), width), -1)
-        self._place, self._asking = self._ids.clone(), torch.zeros_like(self._ids, dtype=torch.bool)
+        self._asking = torch.zeros_like(self._ids, dtype=torch.bool)
         for row, edit in enumerate(edits):
-            if edit is None:
-                continue
-            self._ids[row, : edit.span.length] = torch.tensor(edit.span.ids)
-            self._place[row, list(edit.span.positions)] = torch.arange(len(edit.span))
-            if isinstance(edit.queries, Span):
+            if edit is not None and isinstance(edit.queries, Span):
                 self._asking[row, list(edit.queries.positions)] = True
         self._sinks = [
             getattr(getattr(block.attn, "original_component", None), "sinks", None)
             for block in model.blocks
         ]
         self.blocks = tuple(self._heads.any(0).any(-1).nonzero()[:, 0].tolist())
-        self.batch(None)
-
-    @property
-    def number(self) -> int | None:
-        """For how many rows it was made; ``None`` serves a batch of any size."""
-        return None if self._shared else len(self._edits)
+        self._gather()
 
     def batch(self, rows: Int[Tensor, "row"] | None) -> None:
-        """Say which rows the next batches hold; ``None``: all of them."""
-        self._rows = torch.arange(len(self._edits)) if rows is None or self._shared else rows.cpu()
+        super().batch(rows)
         self._gather()
 
     def keep(self, rows: Int[Tensor, "row"]) -> None:
-        """Say which rows of the present batch are left in the next forward pass."""
-        if not self._shared:
-            self._rows = self._rows[rows.cpu()]
-            self._gather()
+        super().keep(rows)
+        self._gather()
 
     def hooks(self) -> list[tuple[str, Any]]:
         """Hooks on the attention scores of the blocks with edited heads."""
@@ -127,26 +123,16 @@ class ActiveAttention:
 
     def before_forward(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Find the keys and queries of the coming pass; raises where the prompt is another one."""
-        chunk = chunk_of(args, kwargs)
-        require_rows(self, len(self._rows), chunk.rows)
-        device, positions = chunk.real.device, chunk.positions
-        length, place, ids, asking = (each.to(device) for each in self._own)
-        if chunk.earlier == 0:
-            _require_prompt(chunk, ids, length)
-        width = place.shape[1]
-        inside = (positions >= 0) & (positions < width)
-        at = positions.clamp(0, max(width - 1, 0))
-        rows = len(positions)
-        own = place.expand(rows, -1).gather(1, at).masked_fill(~inside, -1)
-        self._key_place = own[:, None, None]
-        self._key_prompt = (inside & (positions < length))[:, None, None]
+        found = self.located(args, kwargs)
+        chunk, positions, length = found.chunk, found.positions, found.length
+        self._key_place = found.place[:, None, None]
+        self._key_prompt = ((positions >= 0) & (positions < length))[:, None, None]
         self._key_first = (positions == 0)[:, None, None]
         asked = positions[:, -chunk.length :]
         real = chunk.real[:, -chunk.length :] & (length > 0)
         self._steps = (asked - length + 1).clamp(min=0)[:, None, :, None]
         if self.queries == "span":
-            real = real & asking.expand(rows, -1).gather(1, at[:, -chunk.length :])
-            real = real & inside[:, -chunk.length :]
+            real = real & at_positions(self._asking[self._rows], asked)
         elif self.queries != "all":
             real = real & ((asked < length) == (self.queries == "prompt"))
         if self.start:
@@ -207,39 +193,7 @@ class ActiveAttention:
         return scores if own.bias is None else scores + own.bias.to(scores.dtype)
 
     def _gather(self) -> None:
-        rows = self._rows
-        self._own = (
-            self._lengths[rows, None],
-            self._place[rows],
-            self._ids[rows],
-            self._asking[rows],
-        )
-        self._gate = self._heads[rows]
+        self._gate = self._heads[self._rows]
         # Rows without an edit have no bias in any case.
-        edited = self._lengths[rows] > 0
+        edited = self._lengths[self._rows] > 0
         self._every = self._gate[edited].all(dim=(0, 2)).tolist()
-
-
-def _require_prompt(
-    chunk: Chunk,
-    ids: Int[Tensor, "row pos"],
-    length: Int[Tensor, "row 1"],
-) -> None:
-    """Raise ``ValueError`` unless each edited row begins with the prompt that its span is of."""
-    if chunk.ids is None:
-        raise ValueError(
-            "spans are of token ids, but the model is given embeddings (inputs_embeds)"
-        )
-    positions = chunk.positions
-    compared = (positions >= 0) & (positions < length)
-    expected = ids.expand(chunk.rows, -1).gather(1, positions.clamp(0, max(ids.shape[1] - 1, 0)))
-    same = ~compared | (expected == chunk.ids)
-    fits = same.all(dim=1) & (compared.sum(dim=1) == length[:, 0])
-    if not bool(fits.all()):
-        row = int((~fits).nonzero()[0])
-        tokens = int(chunk.real[row].sum())
-        raise ValueError(
-            f"row {row} of the batch, of {tokens} tokens, does not begin with the prompt of "
-            f"{int(length.expand(chunk.rows, -1)[row])} tokens that its span is of; make the span "
-            "of the same messages (lk.span), one for each row where they differ"
-        )

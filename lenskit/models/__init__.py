@@ -8,6 +8,7 @@ from lenskit.models.active import (
     applied,
     applied_edits,
     chunk_of,
+    paused,
     require_rows,
     rows_of,
 )
@@ -19,6 +20,7 @@ from lenskit.models.edited import Scores
 from lenskit.models.fused import shares
 from lenskit.models.generating import fused_generation
 from lenskit.models.hugging_face import EMBEDDED, load_hugging_face, model_location
+from lenskit.models.keys import HeadHooks, head_hooks
 from lenskit.models.loading import load_model, model_fingerprint, same_model
 from lenskit.models.padding import Limits, limits_of
 from lenskit.models.positions import require_positions
@@ -59,6 +61,7 @@ __all__ = [
     "ClosingTokens",
     "Conversation",
     "Edit",
+    "HeadHooks",
     "Limits",
     "ModelCheckError",
     "ModelReport",
@@ -74,6 +77,7 @@ __all__ = [
     "decoder_layers",
     "encode_with_offsets",
     "fused_generation",
+    "head_hooks",
     "hooked",
     "in_batches",
     "limits_of",
@@ -85,6 +89,7 @@ __all__ = [
     "model_location",
     "model_report",
     "pad_left",
+    "paused",
     "position_ids",
     "refuse_special",
     "render",

@@ -28,7 +28,7 @@ class Edit(Protocol):
     """What a model does differently in every forward pass inside a context.
 
     ``number``: for how many rows it was made; ``None`` serves a batch of any size. ``what`` names
-    it in messages.
+    it in messages. One that fused attention cannot carry says why in ``obstacle``.
     """
 
     what: str
@@ -76,8 +76,9 @@ def applied(model: TransformerBridge, edit: Edit) -> Iterator[None]:
 def paused(model: TransformerBridge) -> Iterator[None]:
     """Without the edits that are applied to the model."""
     with using(model) as note:
-        note(partial(_paused.discard, model))
-        _paused.add(model)
+        if model not in _paused:
+            note(partial(_paused.discard, model))
+            _paused.add(model)
         yield
 
 

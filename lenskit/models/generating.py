@@ -44,6 +44,9 @@ def fused_generation(model: TransformerBridge) -> Iterator[bool]:
 
 def obstacle(model: TransformerBridge) -> str:
     """Why generation must not use fused attention now, in words; empty where it may."""
+    for edit in applied_edits(model):
+        if why := getattr(edit, "obstacle", ""):
+            return why
     residual = {
         id(model.hook_dict[name])
         for block in range(model.cfg.n_layers)
