@@ -64,7 +64,7 @@ def draw(
     stream = dialogues(grammar, random.getrandbits(48), mixture_at(recipe, step))
     chosen = list(islice(stream, recipe.batch))
     rows = encode(tokenizer, chosen)
-    if step >= recipe.first * recipe.steps:
+    if step >= recipe.narrow_from * recipe.steps:
         sights = [recipe.narrowing.draw(random) if d.may_be_narrow else None for d in chosen]
         rows = [replace(row, sight=sight) for row, sight in zip(rows, sights, strict=True)]
     return micro_batches(rows, tokens, tokenizer)
@@ -221,6 +221,9 @@ def train(
     first: Annotated[float, typer.Option(help="share of steps of the first mixture")] = (
         DEFAULT.first
     ),
+    narrow_from: Annotated[
+        float, typer.Option(help="share of steps from which on dialogues may be narrow")
+    ] = DEFAULT.narrow_from,
     price: Annotated[
         float,
         typer.Option(
@@ -239,8 +242,8 @@ def train(
     narrow: Annotated[
         float,
         typer.Option(
-            help="share of the concept dialogues, after the first mixture, whose answer sees no "
-            "text of the prompt, only the template's closing tokens"
+            help="share of the concept dialogues whose answer sees no text of the prompt, only the "
+            "template's closing tokens"
         ),
     ] = NARROWING.narrow,
     hidden: Annotated[
@@ -287,6 +290,7 @@ def train(
         learning_rate=learning_rate,
         seed=seed,
         first=first,
+        narrow_from=narrow_from,
         price=price,
         ramp=(price_from, price_to),
         narrowing=Narrowing(narrow, hidden, forgotten),
