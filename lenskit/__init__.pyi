@@ -6,6 +6,7 @@ from . import figures as figures
 from . import profiling as profiling
 from . import tasks as tasks
 from .attention import AttentionEdit as AttentionEdit
+from .attention import AttentionMass as AttentionMass
 from .attention import Heads as Heads
 from .attention import InstABoost as InstABoost
 from .attention import Knockout as Knockout
@@ -30,6 +31,10 @@ from .embedded.judge import concepts_shown as concepts_shown
 from .enrichment import Enrichment as Enrichment
 from .enrichment import enrich as enrich
 from .enrichment import rank_stability as rank_stability
+from .feedback import ClosedLoop as ClosedLoop
+from .feedback import Projection as Projection
+from .feedback import generate_plausible as generate_plausible
+from .feedback import regulate as regulate
 from .figures import activity_correlation as activity_correlation
 from .figures import pattern_rows as pattern_rows
 from .figures import token_texts as token_texts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lenskit.attention.attend import attend, edited
 from lenskit.attention.edit import AttentionEdit
 from lenskit.attention.heads import Heads
+from lenskit.attention.mass import AttentionMass
 from lenskit.attention.policies import (
     InstABoost,
     Knockout,
@@ -19,6 +20,7 @@ from lenskit.attention.view import View
 
 __all__ = [
     "AttentionEdit",
+    "AttentionMass",
     "Heads",
     "InstABoost",
     "Knockout",

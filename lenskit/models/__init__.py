@@ -10,6 +10,7 @@ from lenskit.models.active import (
     chunk_of,
     require_rows,
     rows_of,
+    unwatched,
 )
 from lenskit.models.batches import Arrivals, in_batches
 from lenskit.models.check import PATTERN, RESID, SCORES, ModelReport, check_model, model_report
@@ -97,6 +98,7 @@ __all__ = [
     "special_tokens",
     "tokens_of",
     "tokens_run",
+    "unwatched",
     "use_eager_attention",
     "using",
 ]
