@@ -64,6 +64,7 @@ from .prompts import build_prompts as build_prompts
 from .prompts import prompts_from_ids as prompts_from_ids
 from .recipes import Recipe as Recipe
 from .recipes import recipes as recipes
+from .scoring import Interference as Interference
 from .scoring import Judge as Judge
 from .scoring import Steerability as Steerability
 from .scoring import Verdict as Verdict
@@ -72,6 +73,7 @@ from .scoring import endpoint_judge as endpoint_judge
 from .scoring import file_judge as file_judge
 from .scoring import fluency as fluency
 from .scoring import grammar_judge as grammar_judge
+from .scoring import interference as interference
 from .scoring import likelihood_judge as likelihood_judge
 from .scoring import phrase_judge as phrase_judge
 from .scoring import repetition as repetition
