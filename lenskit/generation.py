@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, overload
 
 import torch
 
@@ -54,7 +54,7 @@ class Answer(str):
     finished: bool
     token_ids: tuple[int, ...]
 
-    def __new__(cls, text: str, *, finished: bool, token_ids: Sequence[int]) -> Answer:
+    def __new__(cls, text: str, *, finished: bool, token_ids: Sequence[int]) -> Self:
         answer = super().__new__(cls, text)
         answer.finished, answer.token_ids = finished, tuple(token_ids)
         return answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -49,9 +49,10 @@ class ClosedLoop(Displayed):
         if self.low is None and self.high is None:
             raise ValueError("low and high are missing; give the band, or one of them for both")
         for name, other in (("low", self.high), ("high", self.low)):
-            given = getattr(self, name)
+            given: Any = getattr(self, name)
+            bound: Any = other if given is None else given
             try:
-                object.__setattr__(self, name, float(other if given is None else given))
+                object.__setattr__(self, name, float(bound))
             except (TypeError, ValueError):
                 raise ValueError(f"{name} must be a number, got {given!r}") from None
         low, high = self.band

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -34,7 +34,7 @@ class PlausibleAnswer(Answer):
 
     def __new__(
         cls, text: str, *, finished: bool, token_ids: Sequence[int], gains: Sequence[float]
-    ) -> PlausibleAnswer:
+    ) -> Self:
         made = super().__new__(cls, text, finished=finished, token_ids=token_ids)
         made.gains = tuple(gains)[: len(token_ids) + finished]
         return made
@@ -44,16 +44,28 @@ class PlausibleAnswer(Answer):
         return text, options | {"gains": self.gains}
 
 
+class _Options(TypedDict, total=False):
+    threshold: float
+    tries: int
+    max_new_tokens: int
+    batch_size: int
+    template_arguments: Mapping[str, Any] | None
+    progress: bool
+
+
 @overload
 def generate_plausible(
-    model: TransformerBridge, questions: str, *edits: AbstractContextManager[Any], **options: Any
+    model: TransformerBridge,
+    questions: str,
+    *edits: AbstractContextManager[Any],
+    **options: Unpack[_Options],
 ) -> PlausibleAnswer: ...
 @overload
 def generate_plausible(
     model: TransformerBridge,
     questions: Sequence[str | Conversation],
     *edits: AbstractContextManager[Any],
-    **options: Any,
+    **options: Unpack[_Options],
 ) -> list[PlausibleAnswer]: ...
 def generate_plausible(
     model: TransformerBridge,

@@ -113,6 +113,8 @@ class ActiveLoop:
         self._given = None if rows is None else rows.tolist()
         self._before: Chunk | None = None
         self._gains: Float[Tensor, "row key"] | None = None
+        self._asked: Float[Tensor, "row held"]
+        self._rows: list[int]
 
     def keep(self, rows: Int[Tensor, "row"]) -> None:
         """Say which rows of the present batch are left in the next forward pass."""
