@@ -21,6 +21,7 @@ from lenskit.figures.inspection import (
     pattern_rows,
     token_texts,
 )
+from lenskit.figures.paths import path_map
 from lenskit.figures.play import Play, play
 from lenskit.figures.sites import site_map
 from lenskit.figures.studies import (
@@ -41,6 +42,7 @@ __all__ = [
     "enrichment_by_block",
     "head_map",
     "over_steering",
+    "path_map",
     "pattern_rows",
     "row_names",
     "selected_token_map",

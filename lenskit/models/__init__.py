@@ -11,6 +11,7 @@ from lenskit.models.active import (
     paused,
     require_rows,
     rows_of,
+    unwatched,
 )
 from lenskit.models.batches import Arrivals, in_batches
 from lenskit.models.check import PATTERN, RESID, SCORES, ModelReport, check_model, model_report
@@ -102,6 +103,7 @@ __all__ = [
     "special_tokens",
     "tokens_of",
     "tokens_run",
+    "unwatched",
     "use_eager_attention",
     "using",
 ]
