@@ -39,8 +39,9 @@ class Recipe:
     The first ``first`` of the steps (a share) draw from ``FIRST_MIXTURE``, the others from
     ``MIXTURE``. ``narrow_from``: the share of the steps from which on dialogues may be narrow: from
     the start, since answers that have once learnt to read their concept off the prefix hardly learn
-    to read it off the closing tokens, the less so under a price on what these fetch. ``concepts``: how many concepts, evenly over the
-    classes; 0 for all. ``ramp``: between which shares of the steps the price rises to ``price``.
+    to read it off the closing tokens, the less so under a price on what these fetch.
+    ``concepts``: how many concepts, evenly over the classes; 0 for all. ``ramp``: between which
+    shares of the steps the price rises to ``price``.
     ``without``: names of tasks that are left out of both mixtures.
     """
 
