@@ -75,9 +75,11 @@ from .selector import TokenSelection as TokenSelection
 from .selector import fixed_token as fixed_token
 from .selector import select_tokens as select_tokens
 from .steering import steer as steer
+from .study import Calibration as Calibration
 from .study import Study as Study
 from .study import Subject as Subject
 from .study import Variant as Variant
+from .study import calibrate as calibrate
 from .study import paired_differences as paired_differences
 from .study import read_study as read_study
 from .study import run_on_workers as run_on_workers

@@ -5,6 +5,14 @@ from __future__ import annotations
 from lenskit.study.answers import study_concept
 from lenskit.study.cells import CellStore, Key, Row
 from lenskit.study.differences import paired_differences
+from lenskit.study.divergence import (
+    Calibration,
+    Unsteered,
+    calibrate,
+    divergence,
+    neutral_questions,
+    unsteered,
+)
 from lenskit.study.engine import CellsFailed, Here, Pool, run_cells
 from lenskit.study.identity import identity
 from lenskit.study.pools import workers_of
@@ -17,6 +25,12 @@ from lenskit.study.ways import COEFFICIENTS, CONTROLS, Variant, variants
 __all__ = [
     "COEFFICIENTS",
     "CONTROLS",
+    "Calibration",
+    "Unsteered",
+    "calibrate",
+    "divergence",
+    "neutral_questions",
+    "unsteered",
     "CellStore",
     "CellsFailed",
     "Here",
