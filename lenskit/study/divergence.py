@@ -95,9 +95,7 @@ def unsteered(
     answers = generate(model, asked, max_new_tokens=max_new_tokens, batch_size=batch_size)
     prompts = chat_ids(model, [[{"role": "user", "content": each}] for each in asked])
     ids, lengths = [], []
-    for own, mask, answer in zip(
-        prompts.input_ids, prompts.attention_mask, answers, strict=True
-    ):
+    for own, mask, answer in zip(prompts.input_ids, prompts.attention_mask, answers, strict=True):
         prompt = own[mask.bool()].tolist()
         # What is expected behind the last token counts where the model did end there.
         written = answer.token_ids if answer.finished else answer.token_ids[:-1]
