@@ -80,6 +80,7 @@ from .study import Study as Study
 from .study import Subject as Subject
 from .study import Variant as Variant
 from .study import calibrate as calibrate
+from .study import experiments as experiments
 from .study import paired_differences as paired_differences
 from .study import read_study as read_study
 from .study import run_on_workers as run_on_workers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lenskit.study import experiments
 from lenskit.study.answers import study_concept
 from lenskit.study.cells import CellStore, Key, Row
 from lenskit.study.differences import paired_differences
@@ -40,6 +41,7 @@ __all__ = [
     "Study",
     "Variant",
     "distinct",
+    "experiments",
     "finished",
     "identity",
     "paired_differences",

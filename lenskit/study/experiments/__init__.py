@@ -1,0 +1,27 @@
+"""Experiments: one question about steering each, answered on many concepts with its controls.
+
+Each is a function of a model and concepts that gives an ``Experiment``: a tidy table with intervals
+and paired differences, which prints and is saved with the command that made it. All run through the
+engine of the studies, on any model with any judge::
+
+    found = lk.experiments.tokens(model, concepts, judge=judge, out="results/tokens")
+    found.save("results/tokens")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from lenskit.study.experiments.result import Experiment
+from lenskit.study.experiments.setting import Setting
+from lenskit.study.experiments.tokens import tokens
+from lenskit.study.experiments.ways import Fitted, Way, controls
+
+EXPERIMENTS: Mapping[str, Callable[..., Experiment]] = MappingProxyType({"tokens": tokens})
+
+__all__ = ["EXPERIMENTS", "Experiment", "Fitted", "Setting", "Way", "controls", "tokens"]
+
+
+def __dir__() -> list[str]:
+    return __all__
