@@ -39,6 +39,7 @@ from .generation import SteeringRow as SteeringRow
 from .generation import generate as generate
 from .generation import generate_steered as generate_steered
 from .labels import activity_labels as activity_labels
+from .labels import displacement_cosine as displacement_cosine
 from .labels import gating_head as gating_head
 from .labels import gating_labels as gating_labels
 from .labels import hard_labels as hard_labels

@@ -115,19 +115,20 @@ def experiment_table(found: experiments.Experiment) -> Table:
     if found.reference:
         chosen = "held out" if "held out" in found.measures else found.measures[0]
         own = found.table.query("concept_class == 'all' and measure == @chosen")
-        gained = own.set_index(found.by)[["difference", "difference_low", "difference_high"]]
+        columns = ["difference", "difference_low", "difference_high", "reference"]
+        gained = own.set_index(found.by)[columns]
     table = Table(title=found.question, title_justify="left", box=SIMPLE_HEAD)
     table.add_column(found.by)
     for column in wide.columns:
         table.add_column(str(column), justify="right", no_wrap=True)
     if gained is not None:
-        table.add_column(f"{chosen} − first", justify="right", no_wrap=True)
+        table.add_column(f"{chosen} − {found.reference}", justify="right")
     for way, row in zip(wide.index, wide.to_numpy(), strict=True):
         cells = ["" if value != value else f"{value:.2f}" for value in row]
         if gained is not None:
-            mean, low, high = gained.loc[way] if way in gained.index else [float("nan")] * 3
+            mean, low, high, to = gained.loc[way]
             ends = f" [{low:+.2f}, {high:+.2f}]" if low == low else ""
-            cells.append("" if mean != mean or way == found.reference else f"{mean:+.2f}{ends}")
+            cells.append("" if mean != mean or way == to else f"{mean:+.2f}{ends}")
         table.add_row(escape(str(way)), *cells)
     return table
 

@@ -143,19 +143,22 @@ def divergence(
 
 @overload
 def calibrate(
-    model: TransformerBridge, vectors: Vectors, base: Unsteered | None = None, **options: Any
+    model: TransformerBridge,
+    vectors: Vectors,
+    base: Unsteered | Iterable[str] | None = None,
+    **options: Any,
 ) -> Calibration: ...
 @overload
 def calibrate(
     model: TransformerBridge,
     vectors: Sequence[Vectors],
-    base: Unsteered | None = None,
+    base: Unsteered | Iterable[str] | None = None,
     **options: Any,
 ) -> list[Calibration]: ...
 def calibrate(
     model: TransformerBridge,
     vectors: Vectors | Sequence[Vectors],
-    base: Unsteered | None = None,
+    base: Unsteered | Iterable[str] | None = None,
     *,
     target: float = TARGET,
     positions: Sequence[Positions] | Positions = "all",
@@ -167,15 +170,16 @@ def calibrate(
 ) -> Calibration | list[Calibration]:
     """The coefficient of each of ``vectors`` that moves the model by ``target`` nats a token.
 
-    Found by doubling or halving until the mean ``divergence`` from ``base`` (by default of
-    ``unsteered(model)``) lies on both sides of the target, and by bisection on a logarithmic scale
-    from there, to within ``tolerance`` of the target; the coefficients are those of ``steer``, and
-    not above ``most``. Of several coefficients it is one; divergence mostly grows with them. All
-    vectors are tried side by side. One of them gives one ``Calibration``, a list a list.
+    Found by doubling or halving until the mean ``divergence`` from ``base`` lies on both sides of
+    the target, and by bisection on a logarithmic scale from there, to within ``tolerance`` of the
+    target; the coefficients are those of ``steer``, and not above ``most``. Of several coefficients
+    it is one; divergence mostly grows with them. ``base``: what ``unsteered`` gives, or questions;
+    by default eight neutral ones. All vectors are tried side by side. One of them gives one
+    ``Calibration``, a list a list.
 
     Raises ValueError for a target, tolerance or bound that is not positive.
 
-    >>> found = lk.calibrate(model, vectors, target=0.5)
+    >>> found = lk.calibrate(model, vectors, ["What makes a good day?"], target=0.5)
     >>> abs(found.divergence - 0.5) <= 0.025
     True
     """
@@ -184,7 +188,8 @@ def calibrate(
             raise ValueError(f"{name} must be a finite number above 0, got {value}")
     several = list(vectors) if isinstance(vectors, list | tuple) else [vectors]
     where = [positions] * len(several) if isinstance(positions, str) else list(positions)
-    base = unsteered(model, batch_size=batch_size) if base is None else base
+    if not isinstance(base, Unsteered):
+        base = unsteered(model, base, batch_size=batch_size)
     searches = [_Search(target, tolerance, most) for _ in several]
     for _ in range(steps):
         live = [i for i, search in enumerate(searches) if search.found is None]

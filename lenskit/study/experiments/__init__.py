@@ -13,14 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from lenskit.study.experiments.labels import labels
 from lenskit.study.experiments.result import Experiment
 from lenskit.study.experiments.setting import Setting
 from lenskit.study.experiments.tokens import tokens
 from lenskit.study.experiments.ways import Fitted, Way, controls
 
-EXPERIMENTS: Mapping[str, Callable[..., Experiment]] = MappingProxyType({"tokens": tokens})
+EXPERIMENTS: Mapping[str, Callable[..., Experiment]] = MappingProxyType(
+    {
+        "tokens": tokens,
+        "labels": labels,
+    }
+)
 
-__all__ = ["EXPERIMENTS", "Experiment", "Fitted", "Setting", "Way", "controls", "tokens"]
+__all__ = ["EXPERIMENTS", "Experiment", "Fitted", "Setting", "Way", "controls", "labels", "tokens"]
 
 
 def __dir__() -> list[str]:

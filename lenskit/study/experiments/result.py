@@ -133,7 +133,7 @@ def _cells(
             row = rows.loc[chosen] if chosen in rows.index else None
             gained = (
                 ""
-                if row is None or name == reference
+                if row is None or name == row["reference"]
                 else _spread(
                     row["difference"], row["difference_low"], row["difference_high"], signed=True
                 )

@@ -91,13 +91,19 @@ class Run:
         question: str,
         *,
         reference: str | None = None,
+        references: Mapping[str, str] | None = None,
         parts: Mapping[str, pd.DataFrame] | None = None,
         notes: Sequence[str] = (),
     ) -> Experiment:
-        """Ways compared by their scores; by default the first is what others are compared to."""
+        """Ways compared by their scores; by default the first is what others are compared to.
+
+        ``references``: what each is compared to, where that differs; ``reference`` then says what
+        they are.
+        """
         rows = by_concept(answers)
         first = rows["way"].iloc[0] if reference is None else reference
-        table = summary(rows, SCORES, reference=first, seed=self.setting.seed)
+        to = first if references is None else references
+        table = summary(rows, SCORES, reference=to, seed=self.setting.seed)
         about = answers.drop_duplicates("way").drop(
             columns=[
                 *("concept_class", "concept", "coefficient", "question", "answer", "score"),

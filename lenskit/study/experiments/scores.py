@@ -73,15 +73,16 @@ def summary(
     measures: Iterable[str],
     *,
     name: str = "way",
-    reference: str | None = None,
+    reference: str | Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Means over concepts with bootstrap intervals, and paired differences to ``reference``.
 
     ``rows``: one for each concept and ``name``, with a column for each of ``measures``. A row of
     the result for each class and for "all", each ``name`` and measure: ``mean`` with the 95 %
-    interval ``low`` to ``high``, the mean ``difference`` to the reference (by default the first)
-    over the concepts that have both, with its own interval, and the number of ``concepts``.
+    interval ``low`` to ``high``, the mean ``difference`` to the ``reference`` (by default the first
+    row, or one for each ``name``) over the concepts that have both, with its own interval, and the
+    number of ``concepts``.
     """
     first = rows[name].iloc[0] if reference is None else reference
     classes = list(dict.fromkeys(rows["concept_class"]))
@@ -98,10 +99,11 @@ def summary(
                 values = table[one].dropna().to_numpy()
                 row: dict[str, Any] = {"concept_class": of, name: one, "measure": measure}
                 row |= _interval(values, "mean", "low", "high", seed)
-                gained = (table[one] - table[first]).dropna() if first in table else pd.Series()
+                to = first if isinstance(first, str) else first.get(one, "")
+                gained = (table[one] - table[to]).dropna() if to in table else pd.Series()
                 ends = ("difference", "difference_low", "difference_high")
                 row |= _interval(gained.to_numpy(dtype=float), *ends, seed)
-                found.append(row | {"concepts": len(values)})
+                found.append(row | {"concepts": len(values), "reference": to})
     return pd.DataFrame(found)
 
 
