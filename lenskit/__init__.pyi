@@ -77,10 +77,12 @@ from .selector import fixed_token as fixed_token
 from .selector import select_tokens as select_tokens
 from .steering import steer as steer
 from .study import Calibration as Calibration
+from .study import Diagnosis as Diagnosis
 from .study import Study as Study
 from .study import Subject as Subject
 from .study import Variant as Variant
 from .study import calibrate as calibrate
+from .study import diagnose as diagnose
 from .study import experiments as experiments
 from .study import paired_differences as paired_differences
 from .study import read_study as read_study

@@ -37,3 +37,11 @@ def run(experiment, concepts=CONCEPTS, **more):
     """The experiment on the tiny model."""
     options = OPTIONS | {"judge": ByTheText()} | more
     return experiment(tiny.shared_model(), concepts, **options)
+
+
+def answers_of(found, way: str, concept: str = "cheerful", coefficient: float = 2.0):
+    """The rows of one way, concept and coefficient of the budget."""
+    rows = found.answers
+    own = rows[(rows.way == way) & (rows.concept == concept) & (rows.coefficient == coefficient)]
+    assert len(own)
+    return own

@@ -66,3 +66,15 @@ def test_a_mistake_is_one_line(arguments, said):
     refused = lenskit("experiment", *arguments)
     assert refused.exit_code == 1
     assert said in refused.stderr and refused.stderr.startswith("Error: ")
+
+
+def test_a_saved_vector_is_diagnosed(own, tmp_path):
+    model = ("--model", tiny.shared_folder(), "--device", "cpu")
+    file = tmp_path / "tea.safetensors"
+    made = lenskit("fit", file, *model, "--concept-file", own, "--concept", "tea")
+    assert made.exit_code == 0, made.output
+    done = lenskit("diagnose", file, *model, "--coefficient", "0.1", "--concept-file", own)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("Diagnosis: ") and "because" in done.stdout
+    refused = lenskit("diagnose", file, *model, "--blocks", "top2")
+    assert refused.exit_code == 1 and "needs an enrichment test" in refused.stderr

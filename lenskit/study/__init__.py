@@ -5,6 +5,7 @@ from __future__ import annotations
 from lenskit.study import experiments
 from lenskit.study.answers import study_concept
 from lenskit.study.cells import CellStore, Key, Row
+from lenskit.study.diagnosis import Diagnosis, diagnose
 from lenskit.study.differences import paired_differences
 from lenskit.study.divergence import (
     Calibration,
@@ -16,6 +17,7 @@ from lenskit.study.divergence import (
 )
 from lenskit.study.engine import CellsFailed, Here, Pool, run_cells
 from lenskit.study.identity import identity
+from lenskit.study.lift import Told, lift, told
 from lenskit.study.pools import pool_of, workers_of
 from lenskit.study.run import distinct, finished, read_study, run_on_workers, run_study
 from lenskit.study.study import Study
@@ -27,9 +29,14 @@ __all__ = [
     "COEFFICIENTS",
     "CONTROLS",
     "Calibration",
+    "Diagnosis",
+    "Told",
     "Unsteered",
     "calibrate",
+    "diagnose",
     "divergence",
+    "lift",
+    "told",
     "neutral_questions",
     "unsteered",
     "CellStore",

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lenskit.vectors import Vectors
 
 TARGET = 0.5
+T = TypeVar("T")
 _QUESTIONS = 8
 
 
@@ -102,7 +103,8 @@ def unsteered(
         ids.append((*prompt, *written))
         lengths.append(len(prompt))
     plain = Unsteered(asked, tuple(ids), tuple(lengths), ())
-    return Unsteered(asked, plain.ids, plain.lengths, tuple(_expected(model, plain, batch_size)))
+    expected = log_probs_along(model, plain, batch_size, read=lambda row, own: own)
+    return Unsteered(asked, plain.ids, plain.lengths, tuple(expected))
 
 
 def divergence(
@@ -128,17 +130,19 @@ def divergence(
             f"{len(coefficients)} and {len(where)}"
         )
     number = len(base.questions)
-    found = torch.empty(len(vectors), number)
     steered = [
         (one, coefficient, each)
         for one, coefficient, each in zip(vectors, coefficients, where, strict=True)
         for _ in range(number)
     ]
-    expected = _expected(model, base, batch_size, steered, relative)
-    for row, log_probs in enumerate(expected):
-        way, question = divmod(row, number)
-        found[way, question] = _kl(base.log_probs[question], log_probs)
-    return found.mean(dim=1)
+    if not steered:
+        return torch.empty(0)
+
+    def moved(row: int, log_probs: Float[Tensor, "token vocab"]) -> float:
+        return _kl(base.log_probs[row % number], log_probs)
+
+    found = log_probs_along(model, base, batch_size, steered, relative, read=moved)
+    return torch.tensor(found).view(-1, number).mean(dim=1)
 
 
 @overload
@@ -245,22 +249,26 @@ def _kl(p: Float[Tensor, "token vocab"], q: Float[Tensor, "token vocab"]) -> flo
 
 
 @torch.no_grad()
-def _expected(
+def log_probs_along(
     model: TransformerBridge,
     base: Unsteered,
     batch_size: int,
     steered: Sequence[tuple[Vectors, float, Positions]] = (),
     relative: bool | None = None,
-) -> list[Float[Tensor, "token vocab"]]:
-    """Next-token log-probabilities from each prompt's last token on, row by row.
+    *,
+    read: Callable[[int, Float[Tensor, "token vocab"]], T],
+) -> list[T]:
+    """What ``read(row, log_probs)`` makes of each row's next-token log-probabilities.
 
-    ``steered``: what is added in each row, whose questions take turns; nothing by default.
+    They begin at the prompt's last token, in float32 on the CPU, and are not kept: of a large
+    vocabulary they would not fit. ``base``: whose own ``log_probs`` are not used. ``steered``: what
+    is added in each row, whose questions take turns; nothing by default.
     """
     number, rows = len(base.ids), len(steered) or len(base.ids)
     tokens = pad_left([base.ids[row % number] for row in range(rows)], model.tokenizer.pad_token_id)
     lengths = [base.lengths[row % number] for row in range(rows)]
     hf_model: Any = model.original_model
-    found: list[Tensor] = [torch.empty(0)] * rows
+    found: dict[int, T] = {}
 
     def run(index: Tensor) -> None:
         batch, own = tokens.rows(index).trimmed(), index.tolist()
@@ -281,8 +289,8 @@ def _expected(
             with intervene(model, planned):
                 logits = run_plain(hf_model, batch, **options).logits
         for row, kept, each in zip(own, counts, logits, strict=True):
-            found[row] = each[-kept:].float().log_softmax(dim=-1).cpu()
+            found[row] = read(row, each[-kept:].float().log_softmax(dim=-1).cpu())
 
     with using(model):
         in_batches(tokens, batch_size, run, progress=False, description="Measuring divergence")
-    return found
+    return [found[row] for row in range(rows)]

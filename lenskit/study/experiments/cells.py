@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -107,7 +108,7 @@ def _answers(
         if way.make is None:
             continue
         try:
-            made = quietly(way.make, bench)
+            made = made_by(way, bench)
             if made is None or not steered_blocks(made):
                 raise ValueError("its vectors are zero in every block")
             vectors[key] = made
@@ -143,6 +144,7 @@ def _answers(
             found[key] = failure(error)
             continue
         reached = calibrated[key].divergence if key in calibrated else None
+        reached = reached if abs(ways[key].factor) == 1 else None
         found[key] = [
             about | _of(ways[key]) | answer | {"coefficient": total} | _budget(own, reached)
             for (total, own), (_, answer) in zip(
@@ -154,6 +156,33 @@ def _answers(
     return found
 
 
+def calibrated(
+    bench: Bench, ways: Sequence[Way], setting: Setting
+) -> Iterator[tuple[Way, ConceptVectors | None, float]]:
+    """Each way with its vectors and the coefficient, as ``steer`` takes it, that is calibrated.
+
+    Ways without vectors have the coefficient 0; those that cannot be made, or that reach the
+    target at no coefficient, are left out. A way's own ``factor`` is not in it.
+    """
+    made: dict[Key, tuple[Way, ConceptVectors]] = {}
+    for way in ways:
+        if way.make is None:
+            yield way, None, 0.0
+            continue
+        try:
+            vectors = made_by(way, bench)
+        except ValueError:
+            continue
+        if vectors is not None and steered_blocks(vectors):
+            made[(way.name,)] = way, vectors
+    missing = {key: own for key, own in made.items() if key[0] not in bench.coefficients}
+    own_ways = {key: way for key, (way, _) in missing.items()}
+    _calibrated(bench, own_ways, {key: v for key, (_, v) in missing.items()}, setting)
+    for key, (way, vectors) in made.items():
+        if math.isfinite(bench.coefficients[key[0]]):
+            yield way, vectors, bench.coefficients[key[0]]
+
+
 def _calibrated(
     bench: Bench, ways: Mapping[Key, Way], vectors: Mapping[Key, ConceptVectors], setting: Setting
 ) -> dict[Key, Calibration]:
@@ -163,7 +192,7 @@ def _calibrated(
     base = unsteered(bench.model, setting.questions, batch_size=setting.batch_size)
     found = calibrate(
         bench.model,
-        [one if ways[key].sign > 0 else -one for key, one in vectors.items()],
+        [one if ways[key].factor > 0 else -one for key, one in vectors.items()],
         base,
         target=setting.target,
         positions=[ways[key].positions for key in vectors],
@@ -181,9 +210,9 @@ def _totals(
     """The coefficients that are tried, of all blocks together, and whether one is calibrated."""
     if vectors is None:
         return [(0.0, True)]
-    found = [(way.sign * total, False) for total in setting.coefficients]
+    found = [(way.factor * total, False) for total in setting.coefficients]
     if calibrated is not None and calibrated.reached:
-        found.append((way.sign * calibrated.coefficient * steered_blocks(vectors), True))
+        found.append((way.factor * calibrated.coefficient * steered_blocks(vectors), True))
     return found
 
 
@@ -217,8 +246,17 @@ def _failed(way: Way, reason: str) -> Row:
     }
 
 
-def quietly(make: Callable[[Bench], Any], bench: Bench) -> Any:
+def made_by(way: Way, bench: Bench) -> ConceptVectors | None:
+    """The way's vectors of this concept, made once for a bench."""
+    if way.make is None:
+        return None
+    if way.name not in bench.made:
+        bench.made[way.name] = quietly(way.make, bench)
+    return bench.made[way.name]
+
+
+def quietly(make: Callable[..., Any], *given: Any) -> Any:
     """What ``make`` makes; that a label or a head tells nothing is measured, not warned of."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return make(bench)
+        return make(*given)

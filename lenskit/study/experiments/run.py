@@ -21,7 +21,7 @@ from lenskit.study.cells import CellStore, Key, Row
 from lenskit.study.engine import CellsFailed, Pool, Results, run_cells
 from lenskit.study.experiments.cells import Cell, Measure, Task, cell_key, compute
 from lenskit.study.experiments.result import Experiment
-from lenskit.study.experiments.scores import SCORES, by_concept, summary
+from lenskit.study.experiments.scores import CONCEPT, SCORES, by_concept, summary
 from lenskit.study.experiments.setting import Setting
 from lenskit.study.experiments.ways import Way
 from lenskit.study.pools import pool_of
@@ -92,18 +92,22 @@ class Run:
         *,
         reference: str | None = None,
         references: Mapping[str, str] | None = None,
+        more: pd.DataFrame | None = None,
         parts: Mapping[str, pd.DataFrame] | None = None,
         notes: Sequence[str] = (),
     ) -> Experiment:
         """Ways compared by their scores; by default the first is what others are compared to.
 
         ``references``: what each is compared to, where that differs; ``reference`` then says what
-        they are.
+        they are. ``more``: further measures, in columns beside concept and way.
         """
         rows = by_concept(answers)
+        further = [] if more is None else [name for name in more if name not in (*CONCEPT, "way")]
+        if more is not None:
+            rows = rows.merge(more, on=[*CONCEPT, "way"], how="left")
         first = rows["way"].iloc[0] if reference is None else reference
         to = first if references is None else references
-        table = summary(rows, SCORES, reference=to, seed=self.setting.seed)
+        table = summary(rows, (*SCORES, *further), reference=to, seed=self.setting.seed)
         about = answers.drop_duplicates("way").drop(
             columns=[
                 *("concept_class", "concept", "coefficient", "question", "answer", "score"),

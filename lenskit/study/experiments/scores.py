@@ -84,6 +84,9 @@ def summary(
     row, or one for each ``name``) over the concepts that have both, with its own interval, and the
     number of ``concepts``.
     """
+    measures = list(measures)
+    if not len(rows):
+        return pd.DataFrame(columns=["concept_class", name, "measure", "mean", "concepts"])
     first = rows[name].iloc[0] if reference is None else reference
     classes = list(dict.fromkeys(rows["concept_class"]))
     parts = {"all": rows}

@@ -26,8 +26,8 @@ class Way(Displayed):
 
     ``make``: from what is known of a concept to its vectors; ``None`` adds nothing. ``positions``
     as in ``SteeringRow``. ``prefixed``: the prefix is put before the test question. ``control``:
-    empty, or which one it is. ``columns``: what tables say of it beside its name. ``sign``: that
-    of its coefficients.
+    empty, or which one it is. ``columns``: what tables say of it beside its name. ``factor``: what
+    each of its coefficients is multiplied by, -1 for the wrong sign.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Way(Displayed):
     prefixed: bool = False
     control: str = ""
     columns: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    sign: int = 1
+    factor: float = 1.0
 
     @property
     def still(self) -> bool:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from experimented import CONCEPTS, OPTIONS, run
+from experimented import CONCEPTS, OPTIONS, answers_of, run
 
 from lenskit.capture import capture
 from lenskit.concepts import concepts
@@ -33,7 +33,7 @@ def test_each_way_is_learnt_from_its_own_labels_and_number_of_prompts(found):
             captured, tokens, make(captured, tokens), learner="ridge", progress=False
         )
         way = f"{kind}, ridge, {number} prompts"
-        own = found.answers.query("way == @way and concept == 'cheerful' and coefficient == 2.0")
+        own = answers_of(found, way)
         with steer(model, vectors, coefficient=2.0 / 3):
             assert list(own.answer) == generate(model, list(own.question), max_new_tokens=5)
 
