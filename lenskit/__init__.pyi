@@ -50,6 +50,7 @@ from .generation import SteeringRow as SteeringRow
 from .generation import generate as generate
 from .generation import generate_steered as generate_steered
 from .labels import activity_labels as activity_labels
+from .labels import displacement_cosine as displacement_cosine
 from .labels import gating_head as gating_head
 from .labels import gating_labels as gating_labels
 from .labels import hard_labels as hard_labels
@@ -88,9 +89,14 @@ from .selector import TokenSelection as TokenSelection
 from .selector import fixed_token as fixed_token
 from .selector import select_tokens as select_tokens
 from .steering import steer as steer
+from .study import Calibration as Calibration
+from .study import Diagnosis as Diagnosis
 from .study import Study as Study
 from .study import Subject as Subject
 from .study import Variant as Variant
+from .study import calibrate as calibrate
+from .study import diagnose as diagnose
+from .study import experiments as experiments
 from .study import paired_differences as paired_differences
 from .study import read_study as read_study
 from .study import run_on_workers as run_on_workers

@@ -16,10 +16,11 @@ from lenskit._progress import Bars
 from lenskit.attention import AttentionEdit, edited
 from lenskit.concepts import question_prompt
 from lenskit.decoding import CachedPasses, Passes, chooser, decode, end_tokens, uniform_draws
+from lenskit.intervention import Positions, Window, intervene, window
 from lenskit.models import chat_ids, fused_generation, require_positions, rows_of
 from lenskit.operations import Operation, find_operation, project_out
 from lenskit.recipes import DEFAULT
-from lenskit.steering import intervene, intervention
+from lenskit.steering import intervention
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -74,8 +75,10 @@ class SteeringRow(Displayed):
     ``vectors=None`` adds nothing to the residual stream. ``prefix`` is set before a question.
     ``attention``: an edit of the row's attention, or several, the outermost first; its span is of
     the whole prompt, with the prefix. ``operation``: what is done with the vectors, as in
-    ``steer``. Raises ValueError for vectors that are to be projected out with a coefficient of 0,
-    which would leave the row as it is.
+    ``steer``. ``positions``: which tokens they are added to: "all", those of the "prompt", those
+    "generated", or "answer": those that the answer is written from, which are the prompt's last one
+    and the generated ones. Raises ValueError for vectors that are to be projected out with a
+    coefficient of 0, which would leave the row as it is, and for other positions.
     """
 
     question: str | Conversation
@@ -84,8 +87,10 @@ class SteeringRow(Displayed):
     prefix: str = ""
     attention: AttentionEdit | Sequence[AttentionEdit] | None = None
     operation: Operation | str = "add"
+    positions: Positions = "all"
 
     def __post_init__(self) -> None:
+        window(self.positions, 1)
         removed = self.vectors is not None and find_operation(self.operation) is project_out
         if removed and self.coefficient == 0:
             raise ValueError(
@@ -255,11 +260,23 @@ def generate_steered(
                 start=start,
                 relative=relative,
                 operation=[row.operation for row in rows],
+                windows=_windows(model, rows, options.get("template_arguments")),
             )
             stack.enter_context(intervene(model, planned))
         for edits in zip_longest(*(row.edits for row in rows)):
             stack.enter_context(edited(model, edits))
         return generate(model, [row.conversation for row in rows], **options)
+
+
+def _windows(
+    model: TransformerBridge, rows: Sequence[SteeringRow], arguments: Mapping[str, Any] | None
+) -> list[Window]:
+    """The steered positions of each row; none are named where all are."""
+    if all(row.positions == "all" for row in rows):
+        return []
+    asked = [row.conversation for row in rows]
+    lengths = chat_ids(model, asked, template_arguments=arguments).lengths.tolist()
+    return [window(row.positions, n) for row, n in zip(rows, lengths, strict=True)]
 
 
 def _conversation(question: str | Conversation) -> Conversation:

@@ -9,17 +9,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lenskit.models import ClosingTokens, applied, chunk_of, position_ids, require_rows
+from lenskit.models import ClosingTokens, applied, cache_of, chunk_of, position_ids, require_rows
 from lenskit.operations import Operation, add, apply
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+_NEVER = torch.iinfo(torch.long).max
+
+Positions: TypeAlias = Literal["all", "prompt", "generated", "answer"]
+"""Which tokens of a row are steered: all, those of its prompt, those that are generated, or those
+that the answer is written from: the last one of the prompt and the generated ones."""
+
+Window: TypeAlias = tuple[int, int | None]
+"""From which position on a row is steered, and before which (``None``: up to its end)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,8 @@ class Intervention:
     first absolute position that is steered. ``closing`` and ``candidates``: ids and texts of the
     closing tokens, where vectors are for these; ``directions`` then have places: what is added at
     all other tokens, and at each closing token. ``operations``: what is done with the sum, one for
-    all rows or one for each.
+    all rows or one for each. ``windows``: the positions of each row that are steered, beside
+    ``start``; empty where all are.
     """
 
     directions: Float[Tensor, "vector block *place d_model"]
@@ -42,6 +52,7 @@ class Intervention:
     closing: tuple[int, ...] = ()
     candidates: tuple[str, ...] = ()
     operations: tuple[Operation, ...] = (add,)
+    windows: tuple[Window, ...] = ()
 
     @property
     def shared(self) -> bool:
@@ -63,6 +74,17 @@ class Intervention:
         return torch.einsum(
             "rv,vb...d->br...d", weights[:, used].double(), self.directions[used].double()
         )
+
+
+def window(positions: Positions, length: int) -> Window:
+    """The window of a row whose prompt has so many tokens; ValueError for other positions."""
+    if positions not in get_args(Positions):
+        raise ValueError(
+            f"positions must be one of {', '.join(get_args(Positions))}; got {positions!r}"
+        )
+    return {"generated": (length, None), "answer": (length - 1, None), "prompt": (0, length)}.get(
+        positions, (0, None)
+    )
 
 
 @contextmanager
@@ -113,8 +135,8 @@ class ActiveIntervention:
         tokens = args[0] if args else kwargs.get("input_ids")
         tokens = kwargs["inputs_embeds"] if tokens is None else tokens
         require_rows(self, len(self._rows), tokens.shape[0])
-        if self.planned.start > 0:
-            self._gate = (_positions(tokens, kwargs) >= self.planned.start)[:, :, None]
+        if self.planned.start > 0 or self.planned.windows:
+            self._gate = self._inside(_positions(tokens, kwargs))[:, :, None]
         if self._placed is not None:
             needed = self._placed if self.planned.shared else self._placed[self._rows]
             self._place = self._closing.places(chunk_of(args, kwargs), needed)
@@ -125,6 +147,15 @@ class ActiveIntervention:
             (f"blocks.{block}.hook_resid_post", partial(self._add, i))
             for i, block in enumerate(self.planned.blocks)
         ]
+
+    def _inside(self, positions: Int[Tensor, "row pos"]) -> Bool[Tensor, "row pos"]:
+        inside = positions >= self.planned.start
+        if not self.planned.windows:
+            return inside
+        rows = [self.planned.windows[row] for row in self._rows.tolist()]
+        first = torch.tensor([each for each, _ in rows], device=positions.device)
+        stop = torch.tensor([_NEVER if s is None else s for _, s in rows], device=positions.device)
+        return inside & (positions >= first[:, None]) & (positions < stop[:, None])
 
     def _add(self, i: int, resid: Float[Tensor, "row pos d_model"], hook: Any) -> Tensor:
         if not self._deltas:
@@ -174,6 +205,6 @@ def _positions(tokens: Tensor, kwargs: dict[str, Any]) -> Int[Tensor, "row pos"]
         return positions
     if mask is not None:
         raise ValueError("start > 0 needs a two-dimensional attention_mask, or position_ids")
-    cache = kwargs.get("past_key_values")
+    cache = cache_of(kwargs)
     past = 0 if cache is None else cache.get_seq_length()
     return torch.arange(past, past + chunk, device=tokens.device)[None]

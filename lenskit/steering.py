@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lenskit._arguments import block_numbers, whole
-from lenskit.intervention import Intervention, intervene
+from lenskit.intervention import Intervention, Window, intervene
 from lenskit.operations import Operation, find_operations, project_out
 from lenskit.recipes import DEFAULT
 from lenskit.vectors import ConceptVectors, added, closing_of, parts
@@ -40,8 +40,9 @@ def intervention(
     start: int = DEFAULT.start,
     relative: bool | None = None,
     operation: Operations = "add",
+    windows: Sequence[Window] = (),
 ) -> Intervention:
-    """The arguments of ``steer``, checked and brought into one form."""
+    """The arguments of ``steer``, checked and brought into one form; ``windows``: one a row."""
     operations = find_operations(operation)
     if coefficient is None and all(each is project_out for each in operations):
         coefficient = 1.0  # its length does not matter
@@ -53,7 +54,10 @@ def intervention(
             f"operation has {len(operations)} entries for {len(weights)} rows; give one for each "
             "row, or one for all"
         )
-    weights = weights.expand(max(len(weights), len(operations)), -1)
+    weights = weights.expand(max(len(weights), len(operations), len(windows)), -1)
+    windows = tuple(windows) if any(each != (0, None) for each in windows) else ()
+    if windows and len(windows) != len(weights):
+        raise ValueError(f"windows are {len(windows)}, for {len(weights)} rows; give one for each")
     if all(each is operations[0] for each in operations):
         operations = operations[:1]
     closing, candidates = closing_of(terms)
@@ -72,7 +76,9 @@ def intervention(
             )
     if not bool(directions.isfinite().all()):
         raise ValueError("vectors hold entries that are not finite; fit them anew")
-    return Intervention(directions, weights, chosen, start, closing, candidates, operations)
+    return Intervention(
+        directions, weights, chosen, start, closing, candidates, operations, windows
+    )
 
 
 @contextmanager

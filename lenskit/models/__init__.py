@@ -22,6 +22,7 @@ from lenskit.models.fused import shares
 from lenskit.models.generating import fused_generation
 from lenskit.models.hugging_face import EMBEDDED, load_hugging_face, model_location
 from lenskit.models.keys import HeadHooks, head_hooks
+from lenskit.models.kv_cache import cache_of
 from lenskit.models.loading import load_model, model_fingerprint, same_model
 from lenskit.models.padding import Limits, limits_of
 from lenskit.models.positions import require_positions
@@ -71,6 +72,7 @@ __all__ = [
     "applied",
     "applied_edits",
     "attention_patterns",
+    "cache_of",
     "chat_ids",
     "check_model",
     "chunk_of",

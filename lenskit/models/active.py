@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lenskit.models.kv_cache import cache_of
 from lenskit.models.templates import position_ids
 from lenskit.models.use import hooked, using
 
@@ -186,7 +187,7 @@ def chunk_of(args: tuple, kwargs: dict[str, Any]) -> Chunk:
     ids = args[0] if args else kwargs.get("input_ids")
     tokens = kwargs["inputs_embeds"] if ids is None else ids
     rows, length = tokens.shape[:2]
-    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    mask, cache = kwargs.get("attention_mask"), cache_of(kwargs)
     if isinstance(mask, Tensor) and mask.ndim == 2:
         return Chunk(ids, rows, length, mask.bool())
     if mask is not None:
