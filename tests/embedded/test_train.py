@@ -216,7 +216,9 @@ def test_micro_batches_hold_every_row_once_the_longest_first():
     assert max(len(batch.ids) for batch in split) > 1
 
 
-def test_only_dialogues_that_may_be_narrow_are_and_none_before_the_second_mixture(monkeypatch):
+def test_only_dialogues_that_may_be_narrow_are_and_none_before_their_share_of_the_steps(
+    monkeypatch,
+):
     seen = []
     stream = train.dialogues
     monkeypatch.setattr(
@@ -225,7 +227,7 @@ def test_only_dialogues_that_may_be_narrow_are_and_none_before_the_second_mixtur
         lambda *a: (replace(d, may_be_narrow=i % 2 == 0) for i, d in enumerate(stream(*a))),
     )
     monkeypatch.setattr(train, "micro_batches", lambda rows, *_: seen.append(rows) or [])
-    recipe = replace(RECIPE, batch=12, narrowing=Narrowing(narrow=1.0))
+    recipe = replace(RECIPE, batch=12, narrowing=Narrowing(narrow=1.0), narrow_from=0.5)
     for step in range(4):
         train.draw(GRAMMAR, TOKENIZER, recipe, step)
     assert all(row.sight is None for rows in seen[:2] for row in rows)
