@@ -6,7 +6,7 @@ from lenskit.feedback.gains import Gated, gated
 from lenskit.feedback.loop import ClosedLoop
 from lenskit.feedback.monitors import Monitor, Projection, Reader
 from lenskit.feedback.plausible import PlausibleAnswer, generate_plausible
-from lenskit.feedback.regulate import LoopRecord, regulate
+from lenskit.feedback.regulation import LoopRecord, regulate
 
 __all__ = [
     "ClosedLoop",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lenskit.scoring.grammar import check_grammar_judge, grammar_judge
-from lenskit.scoring.interference import Interference, interference
+from lenskit.scoring.interfering import Interference, interference
 from lenskit.scoring.intervals import mean_interval
 from lenskit.scoring.judges import cohen_kappa, endpoint_judge, likelihood_judge
 from lenskit.scoring.own import file_judge

@@ -6,7 +6,7 @@ from math import inf, nan
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lenskit as lk
@@ -27,6 +27,7 @@ def run(loop, readings):
     return found
 
 
+@settings(deadline=None)
 @given(readings=st.lists(number, max_size=12), bounds=st.tuples(number, number))
 def test_a_thermostat_goes_on_below_low_and_off_at_high(readings, bounds):
     low, high = sorted(bounds)
@@ -42,6 +43,7 @@ def test_a_thermostat_goes_on_below_low_and_off_at_high(readings, bounds):
     assert run(mirrored, [-reading for reading in readings]) == expected
 
 
+@settings(deadline=None)
 @given(readings=st.lists(number, max_size=12), bounds=st.tuples(number, number))
 def test_a_proportional_loop_goes_from_all_at_low_to_nothing_at_high(readings, bounds):
     low, high = min(bounds), max(bounds) + 1.0
