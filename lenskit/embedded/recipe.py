@@ -37,20 +37,22 @@ class Recipe:
     """Everything that a run's result depends on; ``training.json`` and the state file keep it.
 
     The first ``first`` of the steps (a share) draw from ``FIRST_MIXTURE``, the others from
-    ``MIXTURE``. ``narrow_from``: the share of the steps from which on dialogues may be narrow: from
-    the start, since answers that have once learnt to read their concept off the prefix hardly learn
-    to read it off the closing tokens, the less so under a price on what these fetch.
+    ``MIXTURE``. ``narrow_from`` and ``hidden_from``: the shares of the steps from which on
+    dialogues may be narrow, and closing tokens hidden in them. Not at once, since which of 512
+    concepts it is, is learnt from prompts that the answer sees; and well before the price, which
+    makes answers read the prefix themselves unless the closing tokens already carry it.
     ``concepts``: how many concepts, evenly over the classes; 0 for all. ``ramp``: between which
     shares of the steps the price rises to ``price``.
     ``without``: names of tasks that are left out of both mixtures.
     """
 
-    steps: int = 3400
+    steps: int = 6000
     batch: int = 64
     learning_rate: float = 6e-3
     seed: int = 0
-    first: float = 0.55
-    narrow_from: float = 0.0
+    first: float = 0.5
+    narrow_from: float = 0.25
+    hidden_from: float = 0.5
     price: float = 0.1
     ramp: tuple[float, float] = RAMP
     narrowing: Narrowing = Narrowing()

@@ -65,7 +65,10 @@ def draw(
     chosen = list(islice(stream, recipe.batch))
     rows = encode(tokenizer, chosen)
     if step >= recipe.narrow_from * recipe.steps:
-        sights = [recipe.narrowing.draw(random) if d.may_be_narrow else None for d in chosen]
+        narrowing = recipe.narrowing
+        if step < recipe.hidden_from * recipe.steps:
+            narrowing = replace(narrowing, hidden=0.0)
+        sights = [narrowing.draw(random) if d.may_be_narrow else None for d in chosen]
         rows = [replace(row, sight=sight) for row, sight in zip(rows, sights, strict=True)]
     return micro_batches(rows, tokens, tokenizer)
 
@@ -224,6 +227,9 @@ def train(
     narrow_from: Annotated[
         float, typer.Option(help="share of steps from which on dialogues may be narrow")
     ] = DEFAULT.narrow_from,
+    hidden_from: Annotated[
+        float, typer.Option(help="share of steps from which on closing tokens are hidden in them")
+    ] = DEFAULT.hidden_from,
     price: Annotated[
         float,
         typer.Option(
@@ -291,6 +297,7 @@ def train(
         seed=seed,
         first=first,
         narrow_from=narrow_from,
+        hidden_from=hidden_from,
         price=price,
         ramp=(price_from, price_to),
         narrowing=Narrowing(narrow, hidden, forgotten),
