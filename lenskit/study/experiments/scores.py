@@ -128,7 +128,8 @@ def chosen_elsewhere(
     ``score`` over all *other* concepts is highest; with a single concept there is none to choose
     on, and no answers.
     """
-    table = by_concept(answers)
+    wanted = {one for members in groups.values() for one in members}
+    table = by_concept(answers[answers["way"].isin(wanted)])
     parts = []
     for name, members in groups.items():
         wide = table[table["way"].isin(members)].pivot_table(
