@@ -199,7 +199,8 @@ class _Probe:
         middle = found.coefficient if found.reached else 1.0
         tried = [middle * step for step in _STEPS]
         tried += [-each for each in tried]
-        tried += [given] if given not in (None, 0.0, *tried) else []
+        if given and given not in tried:
+            tried.append(given)
         several = [vectors] * len(tried)
         lifts = lift(self.model, self.answers, several, tried, **self._options)
         moved = divergence(self.model, self.base, several, tried, **self._options)

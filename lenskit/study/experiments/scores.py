@@ -32,7 +32,7 @@ def by_concept(answers: pd.DataFrame) -> pd.DataFrame:
         scaled = own[own["calibrated"].astype(bool)]
         table = grid.pivot_table(index="coefficient", columns="question", values="score")
         tables[key] = table.mean(axis=1)
-        found = steerability(torch.tensor(table.to_numpy()), list(table.index))  # type: ignore
+        found = steerability(torch.tensor(table.to_numpy()), list(table.index))
         rows.append(
             dict(zip([*CONCEPT, "way"], key, strict=True))
             | {
