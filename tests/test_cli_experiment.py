@@ -36,7 +36,7 @@ def own(tmp_path):
 
 
 def test_the_commands_names_are_those_of_the_library():
-    assert set(EXPERIMENTS) <= set(NAMES)
+    assert set(EXPERIMENTS) == set(NAMES)
 
 
 def test_an_experiment_runs_on_a_model_and_concepts_of_ones_own(own, tmp_path):

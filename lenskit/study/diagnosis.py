@@ -16,7 +16,13 @@ from lenskit.capture import capture
 from lenskit.concepts import Concept
 from lenskit.prompts import build_prompts
 from lenskit.study.bench import in_blocks
-from lenskit.study.divergence import calibrate, divergence, neutral_questions, unsteered
+from lenskit.study.divergence import (
+    Unsteered,
+    calibrate,
+    divergence,
+    neutral_questions,
+    unsteered,
+)
 from lenskit.study.lift import Told, lift, told
 from lenskit.vectors import ConceptVectors, fit_vectors
 
@@ -106,6 +112,7 @@ def diagnose(
     relative: bool | None = None,
     prompts: int = 40,
     statements: Sequence[str] | None = None,
+    max_new_tokens: int = 30,
     seed: int = 0,
     batch_size: int = 64,
 ) -> Diagnosis:
@@ -119,8 +126,8 @@ def diagnose(
 
     ``coefficient`` and ``blocks``: those that were used; without the first only the direction is
     judged. ``concept``: by default that of the vectors; its questions are asked, or neutral ones
-    where it has none. Raises ValueError for vectors of another model, or that are zero in all
-    blocks.
+    where it has none, and answered by ``max_new_tokens`` at most. Raises ValueError for vectors of
+    another model, or that are zero in all blocks.
 
     >>> found = lk.diagnose(model, vectors, coefficient=-0.05)
     >>> found.cause in ("wrong sign", "weak prefix", "wrong token", "unknown")
@@ -136,11 +143,13 @@ def diagnose(
         raise ValueError(f"coefficient must be finite, got {coefficient}")
     own = vectors.concept if concept is None else concept
     asked = own.questions or neutral_questions(_QUESTIONS)
-    answers = told(model, own.prefix, asked, batch_size=batch_size)
+    written = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    answers = told(model, own.prefix, asked, **written)
     if answers.gap < WEAKEST:
         nothing = pd.DataFrame(columns=["coefficient", "lift", "divergence"])
         return Diagnosis("weak prefix", None, None, nothing, {}, answers.gap)
-    probe = _Probe(model, answers, relative, batch_size)
+    base = unsteered(model, neutral_questions(_QUESTIONS), **written)
+    probe = _Probe(model, answers, base, relative, batch_size)
     table = probe.curve(vectors, coefficient)
     positive, negative = table[table["coefficient"] > 0], table[table["coefficient"] < 0]
     most, least = positive["lift"].max(), negative["lift"].max()
@@ -180,27 +189,27 @@ class _Probe:
 
     model: TransformerBridge
     answers: Told
+    base: Unsteered
     relative: bool | None
     batch_size: int
 
     def curve(self, vectors: ConceptVectors, given: float | None) -> pd.DataFrame:
         """Lift and divergence at coefficients of both signs, and at the one given."""
-        base = unsteered(self.model, neutral_questions(_QUESTIONS), batch_size=self.batch_size)
-        (found,) = calibrate(self.model, [vectors], base, **self._options)
+        (found,) = calibrate(self.model, [vectors], self.base, **self._options)
         middle = found.coefficient if found.reached else 1.0
         tried = [middle * step for step in _STEPS]
         tried += [-each for each in tried]
-        tried += [given] if given not in (None, 0.0, *tried) else []
+        if given and given not in tried:
+            tried.append(given)
         several = [vectors] * len(tried)
         lifts = lift(self.model, self.answers, several, tried, **self._options)
-        moved = divergence(self.model, base, several, tried, **self._options)
+        moved = divergence(self.model, self.base, several, tried, **self._options)
         table = pd.DataFrame({"coefficient": tried, "lift": lifts, "divergence": moved})
         return table.sort_values("coefficient", ignore_index=True).astype(float)
 
     def best(self, ways: Sequence[ConceptVectors]) -> list[float]:
         """The largest lift of each over positive coefficients."""
-        base = unsteered(self.model, neutral_questions(_QUESTIONS), batch_size=self.batch_size)
-        found = calibrate(self.model, list(ways), base, **self._options)
+        found = calibrate(self.model, list(ways), self.base, **self._options)
         middles = [each.coefficient if each.reached else 1.0 for each in found]
         pairs = [(way, c * s) for way, c in zip(ways, middles, strict=True) for s in _STEPS]
         lifts = lift(

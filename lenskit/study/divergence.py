@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,18 @@ if TYPE_CHECKING:
 TARGET = 0.5
 T = TypeVar("T")
 _QUESTIONS = 8
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of ``calibrate``."""
+
+    target: float
+    positions: Sequence[Positions] | Positions
+    relative: bool | None
+    tolerance: float
+    most: float
+    steps: int
+    batch_size: int
 
 
 @dataclass(frozen=True, repr=False)
@@ -151,14 +163,14 @@ def calibrate(
     model: TransformerBridge,
     vectors: Vectors,
     base: Unsteered | Iterable[str] | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Calibration: ...
 @overload
 def calibrate(
     model: TransformerBridge,
     vectors: Sequence[Vectors],
     base: Unsteered | Iterable[str] | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> list[Calibration]: ...
 def calibrate(
     model: TransformerBridge,
@@ -191,7 +203,7 @@ def calibrate(
     for name, value in (("target", target), ("tolerance", tolerance), ("most", most)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be a finite number above 0, got {value}")
-    several = list(vectors) if isinstance(vectors, list | tuple) else [vectors]
+    several: list[Any] = list(vectors) if isinstance(vectors, list | tuple) else [vectors]
     where = [positions] * len(several) if isinstance(positions, str) else list(positions)
     if not isinstance(base, Unsteered):
         base = unsteered(model, base, batch_size=batch_size)

@@ -69,7 +69,7 @@ class NeutralNegative:
             for prompts, row in zip((own, other), pair, strict=True)
         ]
         ids = [_own_ids(prompts.tokens, row) for prompts, row in rows]
-        spans = []
+        spans: list[tuple[int, int] | None] = []
         for prompts, row in rows:
             if prompts is other:
                 spans.append(None)
@@ -93,7 +93,8 @@ class FewShot:
         told = expressing(bench, self.judge)
         model, own = bench.model, bench.capture.prompts
         number = len(own.candidates)
-        ids, spans = [], []
+        ids: list[list[int]] = []
+        spans: list[tuple[int, int] | None] = []
         for row, statement in enumerate(own.statements):
             shown = bool(own.has_prefix[row])
             said = told.shown if shown else told.plain

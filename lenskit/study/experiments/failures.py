@@ -58,6 +58,7 @@ class Diagnosed:
                 concept=bench.concept,
                 relative=True,
                 statements=setting.statements,
+                max_new_tokens=setting.max_new_tokens,
                 seed=setting.seed,
             )
             table = found.table

@@ -64,13 +64,16 @@ class Compared:
         return rows
 
 
-def learners(model: Model, concepts: Iterable[Concept] | Concept, **options: Any) -> Experiment:
+def learners(
+    model: Model, concepts: Iterable[Concept] | Concept, *, steps: int = 60, **options: Any
+) -> Experiment:
     """Every learner on hard labels of the attention-guided token, in all blocks, and a ceiling.
 
     The ceiling is a vector of one block (that with the least loss of at most eight) that is
-    optimised on the model's own answers to other questions. Of the Recursive Feature Machine each
-    bandwidth and scaling of its grid stands alone too. The measure "seconds" is the time of a fit
-    to the captured prompts, all blocks. ``parts["cosines"]``: how alike the vectors are, by block.
+    optimised on the model's own answers to other questions, in ``steps`` steps. Of the Recursive
+    Feature Machine each bandwidth and scaling of its grid stands alone too. The measure "seconds"
+    is the time of a fit to the captured prompts, all blocks. ``parts["cosines"]``: how alike the
+    vectors are, by block.
 
     ``options`` as in ``tokens``.
     """
@@ -79,7 +82,7 @@ def learners(model: Model, concepts: Iterable[Concept] | Concept, **options: Any
             Way(name, Fitted(replace(_OWN, learner=name)), columns={"learner": name})
             for name in ("covariance", *(name for name in LEARNERS if name != "covariance"))
         ]
-        optimised = OptimisedVector(run.shape.some_blocks, run.setting.judge)
+        optimised = OptimisedVector(run.shape.some_blocks, run.setting.judge, steps)
         ceiling = Way(OPTIMISED, optimised, columns={"learner": "optimised"})
         grid = {
             f"rfm, bandwidth {bandwidth:g}, {'scaled' if scaled else 'not scaled'}": partial(

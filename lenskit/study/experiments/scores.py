@@ -32,7 +32,7 @@ def by_concept(answers: pd.DataFrame) -> pd.DataFrame:
         scaled = own[own["calibrated"].astype(bool)]
         table = grid.pivot_table(index="coefficient", columns="question", values="score")
         tables[key] = table.mean(axis=1)
-        found = steerability(torch.tensor(table.to_numpy()), list(table.index))  # type: ignore
+        found = steerability(torch.tensor(table.to_numpy()), list(table.index))
         rows.append(
             dict(zip([*CONCEPT, "way"], key, strict=True))
             | {
@@ -128,7 +128,8 @@ def chosen_elsewhere(
     ``score`` over all *other* concepts is highest; with a single concept there is none to choose
     on, and no answers.
     """
-    table = by_concept(answers)
+    wanted = {one for members in groups.values() for one in members}
+    table = by_concept(answers[answers["way"].isin(wanted)])
     parts = []
     for name, members in groups.items():
         wide = table[table["way"].isin(members)].pivot_table(

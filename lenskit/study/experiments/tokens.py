@@ -41,7 +41,7 @@ def tokens(model: Model, concepts: Iterable[Concept] | Concept, **options: Any) 
         one_block = {
             f"{_name(token)}, one block": [way.name for way in own] for token, own in single.items()
         }
-        placed = chosen_elsewhere(answers, one_block)
+        placed = chosen_elsewhere(answers, one_block).assign(blocks="one, chosen elsewhere")
         in_one = answers["way"].isin([way.name for way in alone])
         blocks = by_concept(answers[in_one])
         compared = pd.concat([answers[~in_one], placed], ignore_index=True)

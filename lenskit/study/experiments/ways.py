@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ class Way(Displayed):
     positions: Positions = "all"
     prefixed: bool = False
     control: str = ""
-    columns: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    columns: Mapping[str, Any] = field(default_factory=dict)
     factor: float = 1.0
 
     @property

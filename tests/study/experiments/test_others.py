@@ -115,7 +115,7 @@ def tiny_candidates():
 
 
 def test_each_place_is_steered_alone_and_the_cost_is_measured_elsewhere(model, vectors):
-    task = embedded("count", 2)
+    task = replace(embedded("count", 2), max_new_tokens=4)
     found = run(where, CONCEPTS[:1], tasks=[task])
     for way, positions in (("the prompt", "prompt"), ("generated tokens", "generated")):
         own = answers_of(found, way)
@@ -140,7 +140,7 @@ def test_each_place_is_steered_alone_and_the_cost_is_measured_elsewhere(model, v
 
 
 def test_learners_stand_beside_the_ceiling_and_their_grid(model):
-    found = run(learners, CONCEPTS[:1])
+    found = run(learners, CONCEPTS[:1], steps=2)
     ways = set(found.table.way)
     assert {*LEARNERS, "optimised vector, one block", "rfm, bandwidth 10, scaled"} <= ways
     assert "seconds" in found.measures
@@ -170,7 +170,7 @@ def test_cost_counts_passes_and_seconds():
 
 
 def test_faults_are_steered_as_they_are_named_and_diagnosed(model, vectors):
-    found = run(failures, CONCEPTS)
+    found = run(failures, CONCEPTS[:1])
     own = answers_of(found, "wrong sign", coefficient=-2.0)
     with steer(model, vectors, coefficient=-2.0 / 3):
         assert list(own.answer) == generate(model, list(own.question), max_new_tokens=5)

@@ -40,7 +40,7 @@ def test_answers_equal_those_of_the_steps_taken_one_by_one(found):
             vectors = vectors_of(model, concept, token)
             own = rows[(rows.way == way) & (rows.concept == concept.name) & ~rows.calibrated]
             assert sorted(set(own.coefficient)) == [0.5, 2.0]
-            blocks = [int(own.blocks.iloc[0])] if token == "each" else None
+            blocks = [int(own.chosen.iloc[0][-1])] if token == "each" else None
             for coefficient, part in own.groupby("coefficient"):
                 number = len(blocks or range(3))
                 with steer(model, vectors, coefficient=coefficient / number, blocks=blocks):
