@@ -29,7 +29,8 @@ def diagnose(
 ) -> None:
     """Name the likely cause why a vector does not steer, and coefficients or blocks to try.
 
-    With a --concept-file the statements of prompts are those of the file.
+    Answers are judged by the model's own likelihoods, or as a --concept-file says, whose statements
+    the prompts are then made of.
     """
     with mistakes():
         where = read_blocks([blocks])[0]
@@ -42,6 +43,7 @@ def diagnose(
         from transformers.utils import logging
 
         from lenskit.models import load_model
+        from lenskit.scoring import file_judge
         from lenskit.study import diagnose as find_cause
         from lenskit.vectors import ConceptVectors
 
@@ -54,9 +56,10 @@ def diagnose(
             coefficient,
             blocks=numbered_blocks(where, loaded.cfg.n_layers),
             relative=relative,
+            judge=file_judge(file, loaded) if file else None,
             statements=(file.statements or None) if file else None,
         )
-        table = Table("coefficient", "lift", "moves by, nats a token", box=SIMPLE_HEAD)
+        table = Table(*map(str, result.table.columns), box=SIMPLE_HEAD)
         for row in result.table.itertuples(index=False):
             table.add_row(*(f"{value:.3g}" for value in row))
-        show(repr(result), table)
+        show(repr(result), *([table] if len(result.table) else []))

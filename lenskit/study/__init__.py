@@ -17,7 +17,6 @@ from lenskit.study.divergence import (
 )
 from lenskit.study.engine import CellsFailed, Here, Pool, run_cells
 from lenskit.study.identity import identity
-from lenskit.study.lift import Told, lift, told
 from lenskit.study.pools import pool_of, workers_of
 from lenskit.study.run import distinct, finished, read_study, run_on_workers, run_study
 from lenskit.study.study import Study
@@ -30,13 +29,10 @@ __all__ = [
     "CONTROLS",
     "Calibration",
     "Diagnosis",
-    "Told",
     "Unsteered",
     "calibrate",
     "diagnose",
     "divergence",
-    "lift",
-    "told",
     "neutral_questions",
     "unsteered",
     "CellStore",

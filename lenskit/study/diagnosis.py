@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import pandas as pd
-import torch
 
 from lenskit._arguments import block_numbers
 from lenskit._display import Displayed, quoted
 from lenskit.capture import capture
 from lenskit.concepts import Concept
+from lenskit.generation import SteeringRow, generate_steered
 from lenskit.prompts import build_prompts
+from lenskit.scoring import Judge, as_verdict, likelihood_judge, repetition
 from lenskit.study.bench import in_blocks
 from lenskit.study.divergence import (
     Unsteered,
@@ -23,83 +24,79 @@ from lenskit.study.divergence import (
     neutral_questions,
     unsteered,
 )
-from lenskit.study.lift import Told, lift, told
 from lenskit.vectors import ConceptVectors, fit_vectors
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Cause: TypeAlias = Literal[
-    "works",
-    "too little",
-    "too much",
-    "wrong sign",
-    "wrong block",
-    "wrong token",
-    "weak prefix",
-    "unknown",
+    *("works", "too little", "too much", "wrong sign", "wrong block", "wrong token"),
+    *("weak prefix", "unknown"),
 ]
-# A vector that does less than this share of what the prefix does is taken to fail.
-WORKS = 0.25
-# Nats a token that the prefix must make of its own answers for anything to be seen.
-WEAKEST = 0.1
+# A vector that shows the concept in less than this share of what the prefix does is taken to fail.
+WORKS = 0.3
+# What the prefix must show for anything to be seen.
+WEAKEST = 0.2
+_REPEATED = 0.3
 _STEPS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
-_QUESTIONS = 4
-_BLOCKS = 8
+_QUESTIONS, _BLOCKS = 4, 4
+_TOKENS = ("attention", "each")
 
 _SAID: Mapping[str, str] = {
-    "works": "steering does what the prefix does",
+    "works": "it brings the concept into the answers",
     "too little": "the direction is right, but it is added too weakly to show",
     "too much": "the direction is right, but it is added so strongly that the answers suffer",
-    "wrong sign": "the vector steers the other way: use the negative",
-    "wrong block": "the concept can be steered, but not where this vector acts",
-    "wrong token": "other vectors steer in the same blocks, so these directions are not the "
-    "concept's: they were read at the wrong token, or are of something else",
-    "weak prefix": "the prefix itself hardly changes the model's answers, so there is nothing that "
-    "its vector could do",
+    "wrong sign": "the vector steers the other way: turn its sign",
+    "wrong block": "vectors fitted anew steer elsewhere, but not in these blocks",
+    "wrong token": "vectors fitted anew steer in these blocks, so these directions are not the "
+    "concept's: read at the wrong token, or of something else",
+    "weak prefix": "the prefix itself hardly shows the concept, by this judge, so that there is "
+    "nothing its vector could do",
     "unknown": "neither this vector nor one fitted anew steers the concept in any block",
 }
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Diagnosis(Displayed):
     """The likely ``cause``, with the signatures that it was read from.
 
     ``coefficients``: from which to which to try, in the unit of those of ``steer``; ``None`` where
-    none helps. ``blocks``: those in which vectors fitted anew do more, or ``None``. ``table``: for
-    each coefficient tried the ``lift`` (how much of what the prefix does) and the ``divergence``
-    (nats a token on neutral questions). ``reference``: the best lift of vectors fitted anew in the
-    same blocks, in all and in each alone. ``gap``: what the prefix makes of its answers, in nats a
-    token.
+    none helps. ``blocks`` and ``token``: where and how vectors fitted anew do more, for which the
+    coefficients are then meant. ``table``, for each coefficient tried: the share of answers that
+    have ``shown`` the concept, that ``repeated`` themselves, that were ``unchanged``, and the
+    ``divergence`` (nats a token on neutral questions). ``prompted``: the share that the prefix
+    shows. ``reference``: the same of vectors fitted anew, by what they are.
     """
 
     cause: Cause
     coefficients: tuple[float, float] | None
-    blocks: tuple[int, ...] | None
     table: pd.DataFrame
-    reference: Mapping[str, float]
-    gap: float
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    __hash__ = object.__hash__
+    prompted: float
+    reference: Mapping[str, float] = field(default_factory=dict)
+    token: str = ""
+    blocks: tuple[int, ...] | None = None
 
     def _headline(self) -> str:
         return f"Diagnosis: {self.cause}"
 
     def _rows(self) -> dict[str, object]:
-        best = self.table.loc[self.table["lift"].idxmax()] if len(self.table) else None
         shown: dict[str, object] = {"because": _SAID[self.cause]}
+        if self.token:
+            shown["token to try"] = self.token
+        if self.blocks:
+            shown["blocks to try"] = quoted(self.blocks)
         if self.coefficients:
             low, high = self.coefficients
             shown["coefficients to try"] = f"{low:.3g} to {high:.3g}"
-        if self.blocks:
-            shown["blocks to try"] = quoted(self.blocks)
-        if best is not None:
-            shown["largest lift"] = f"{best['lift']:.2f}, at {best['coefficient']:.3g}"
-        shown["fitted anew"] = ", ".join(f"{k}: {v:.2f}" for k, v in self.reference.items())
-        return shown | {"the prefix makes": f"{self.gap:.2f} nats a token"}
+        if len(self.table):
+            best = self.table.loc[self.table["shown"].idxmax()]
+            shown["at best shown in"] = (
+                f"{best['shown']:.0%} of the answers, at {best['coefficient']:.3g}"
+            )
+        if self.reference:
+            name = max(self.reference, key=self.reference.__getitem__)
+            shown["fitted anew, at best"] = f"{self.reference[name]:.0%}, {name}"
+        return shown | {"with the prefix": f"{self.prompted:.0%}"}
 
 
 def diagnose(
@@ -108,6 +105,7 @@ def diagnose(
     coefficient: float | None = None,
     *,
     blocks: Iterable[int] | None = None,
+    judge: Judge | None = None,
     concept: Concept | None = None,
     relative: bool | None = None,
     prompts: int = 40,
@@ -118,19 +116,21 @@ def diagnose(
 ) -> Diagnosis:
     """The likely cause why vectors do not steer, and a range of coefficients to try.
 
-    The signature is the *lift*: how much likelier steering makes the answers that the model gives
-    after the prefix, as a share of what the prefix does. It is measured over coefficients around
-    the one that moves the model by half a nat a token, of both signs. Where no coefficient gives a
-    quarter, ``prompts`` are captured and vectors fitted anew: if these lift in the same blocks, the
-    directions are wrong (token); if only in others, the blocks are. No judge is asked.
+    The concept's questions are answered at coefficients around the one that moves the model by half
+    a nat a token, of both signs. Where the concept shows at some of them, the coefficient given is
+    judged; where only at negative ones, the sign. Otherwise ``prompts`` are captured and vectors
+    fitted anew, of the attention-guided token and of each closing token, in the same blocks, in all
+    and in some alone: where these show the concept in the same blocks the directions were wrong
+    (token), and where only in others, the blocks.
 
     ``coefficient`` and ``blocks``: those that were used; without the first only the direction is
-    judged. ``concept``: by default that of the vectors; its questions are asked, or neutral ones
-    where it has none, and answered by ``max_new_tokens`` at most. Raises ValueError for vectors of
-    another model, or that are zero in all blocks.
+    judged. ``judge``: by default ``likelihood_judge(model)``. ``concept``: by default that of the
+    vectors; neutral questions are asked where it has none. Raises ValueError for vectors of another
+    model, or that are zero in all blocks.
 
-    >>> found = lk.diagnose(model, vectors, coefficient=-0.05)
-    >>> found.cause in ("wrong sign", "weak prefix", "wrong token", "unknown")
+    >>> judge = lk.phrase_judge(["web", "spider"])
+    >>> found = lk.diagnose(model, vectors, 0.05, judge=judge, prompts=8, max_new_tokens=4)
+    >>> 0 <= found.prompted <= 1
     True
     """
     vectors.check_model(model)
@@ -142,91 +142,125 @@ def diagnose(
     if coefficient is not None and not math.isfinite(coefficient):
         raise ValueError(f"coefficient must be finite, got {coefficient}")
     own = vectors.concept if concept is None else concept
-    asked = own.questions or neutral_questions(_QUESTIONS)
     written = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    answers = told(model, own.prefix, asked, **written)
-    if answers.gap < WEAKEST:
-        nothing = pd.DataFrame(columns=["coefficient", "lift", "divergence"])
-        return Diagnosis("weak prefix", None, None, nothing, {}, answers.gap)
-    base = unsteered(model, neutral_questions(_QUESTIONS), **written)
-    probe = _Probe(model, answers, base, relative, batch_size)
-    table = probe.curve(vectors, coefficient)
+    probe = _Probe(
+        model,
+        own,
+        own.questions or neutral_questions(_QUESTIONS),
+        likelihood_judge(model) if judge is None else judge,
+        unsteered(model, neutral_questions(_QUESTIONS), **written),
+        relative,
+        written,
+    )
+    prompted = probe.prompted()
+    if prompted < WEAKEST:
+        return Diagnosis("weak prefix", None, pd.DataFrame(), prompted)
+    enough = WORKS * prompted
+    (table,) = probe.curves([vectors], given=coefficient)
     positive, negative = table[table["coefficient"] > 0], table[table["coefficient"] < 0]
-    most, least = positive["lift"].max(), negative["lift"].max()
-    if most >= WORKS and most >= least:
+    most, least = positive["shown"].max(), negative["shown"].max()
+    if most >= enough and most >= least:
         span = _range(positive)
-        return Diagnosis(_strength(coefficient, span), span, None, table, {}, answers.gap)
-    if least >= WORKS:
+        return Diagnosis(_strength(coefficient, span), span, table, prompted)
+    if least >= enough:
         low, high = _range(negative.assign(coefficient=-negative["coefficient"]))
-        cause: Cause = "wrong sign"
-        if coefficient is not None and coefficient < 0:
-            cause = _strength(-coefficient, (low, high))
-        return Diagnosis(cause, (-high, -low), None, table, {}, answers.gap)
+        turned = coefficient is not None and coefficient < 0
+        cause = _strength(-coefficient, (low, high)) if turned and coefficient else "wrong sign"
+        return Diagnosis(cause, (-high, -low), table, prompted)
     number = prompts if statements is None else min(prompts, len(statements) // 2 * 2)
     made = capture(
         model,
         build_prompts(model, own, number=number, statements=statements, seed=seed),
         progress=False,
     )
-    fitted = fit_vectors(made, seed=seed, progress=False)
-    every = len(fitted)
+    every = len(vectors)
     some = sorted({round(i * (every - 1) / max(1, _BLOCKS - 1)) for i in range(_BLOCKS)})
-    tried = {"same blocks": acting, "all blocks": list(range(every))}
-    tried |= {f"block {block}": [block] for block in some}
-    lifts = probe.best([in_blocks(fitted, each) for each in tried.values()])
-    reference = dict(zip(tried, lifts, strict=True))
-    if reference["same blocks"] >= WORKS:
-        return Diagnosis("wrong token", None, None, table, reference, answers.gap)
-    best = max(reference, key=reference.__getitem__)
-    cause = "wrong block" if reference[best] >= WORKS else "unknown"
-    better = tuple(tried[best]) if cause == "wrong block" else None
-    return Diagnosis(cause, None, better, table, reference, answers.gap)
+    placed = {"the same blocks": acting, "all blocks": list(range(every))}
+    placed |= {f"block {block}": [block] for block in some}
+    tried = [(token, name) for token in ("attention", "each") for name in placed]
+    fitted = {
+        token: fit_vectors(made, token, seed=seed, progress=False)
+        for token in ("attention", "each")
+    }
+    curves = probe.curves(
+        [in_blocks(fitted[token], placed[name]) for token, name in tried], both=False
+    )
+    shown = [float(each["shown"].max()) for each in curves]
+    reference = {
+        f"token {token}, {name}": share for (token, name), share in zip(tried, shown, strict=True)
+    }
+    here = [i for i, (_, name) in enumerate(tried) if name == "the same blocks"]
+    best = max(here, key=shown.__getitem__)
+    cause = "wrong token"
+    if shown[best] < enough:
+        best, cause = max(range(len(tried)), key=shown.__getitem__), "wrong block"
+    if shown[best] < enough:
+        return Diagnosis("unknown", None, table, prompted, reference)
+    token, name = tried[best]
+    where = tuple(placed[name])
+    return Diagnosis(cause, _range(curves[best]), table, prompted, reference, token, where)
 
 
 @dataclass(frozen=True)
 class _Probe:
-    """Lifts of vectors over coefficients around the one that is calibrated."""
+    """Answers over coefficients around the one that is calibrated, and what they show."""
 
     model: TransformerBridge
-    answers: Told
+    concept: Concept
+    questions: tuple[str, ...]
+    judge: Judge
     base: Unsteered
     relative: bool | None
-    batch_size: int
+    options: Mapping[str, Any]
 
-    def curve(self, vectors: ConceptVectors, given: float | None) -> pd.DataFrame:
-        """Lift and divergence at coefficients of both signs, and at the one given."""
-        (found,) = calibrate(self.model, [vectors], self.base, **self._options)
-        middle = found.coefficient if found.reached else 1.0
-        tried = [middle * step for step in _STEPS]
-        tried += [-each for each in tried]
-        if given and given not in tried:
-            tried.append(given)
-        several = [vectors] * len(tried)
-        lifts = lift(self.model, self.answers, several, tried, **self._options)
-        moved = divergence(self.model, self.base, several, tried, **self._options)
-        table = pd.DataFrame({"coefficient": tried, "lift": lifts, "divergence": moved})
-        return table.sort_values("coefficient", ignore_index=True).astype(float)
+    def prompted(self) -> float:
+        """The share of answers that show the concept when the prefix stands before the question."""
+        rows = [SteeringRow(each, prefix=self.concept.prefix) for each in self.questions]
+        return sum(map(self._shows, self.questions, self._answers(rows))) / len(rows)
 
-    def best(self, ways: Sequence[ConceptVectors]) -> list[float]:
-        """The largest lift of each over positive coefficients."""
-        found = calibrate(self.model, list(ways), self.base, **self._options)
-        middles = [each.coefficient if each.reached else 1.0 for each in found]
-        pairs = [(way, c * s) for way, c in zip(ways, middles, strict=True) for s in _STEPS]
-        lifts = lift(
-            self.model, self.answers, [v for v, _ in pairs], [c for _, c in pairs], **self._options
+    def curves(
+        self, ways: Sequence[ConceptVectors], *, given: float | None = None, both: bool = True
+    ) -> list[pd.DataFrame]:
+        """A table for each of the vectors: shares of its answers by coefficient, and divergence."""
+        moving = {"relative": self.relative, "batch_size": self.options["batch_size"]}
+        found = calibrate(self.model, list(ways), self.base, **moving)
+        tried = []
+        for each in found:
+            middle = each.coefficient if each.reached else 1.0
+            own = [middle * step for step in _STEPS]
+            own += [-one for one in own] if both else []
+            tried.append([*own, given] if given and given not in own else own)
+        pairs = [(i, c) for i, own in enumerate(tried) for c in sorted(own)]
+        rows = [SteeringRow(q, ways[i], c) for i, c in pairs for q in self.questions]
+        plain = self._answers([SteeringRow(each) for each in self.questions])
+        answers = iter(self._answers(rows))
+        moved = divergence(
+            self.model, self.base, [ways[i] for i, _ in pairs], [c for _, c in pairs], **moving
         )
-        return torch.nan_to_num(lifts, nan=-math.inf).view(len(ways), -1).amax(dim=1).tolist()
+        tables: list[list[dict[str, float]]] = [[] for _ in ways]
+        for (i, c), far in zip(pairs, moved.tolist(), strict=True):
+            said = [next(answers) for _ in self.questions]
+            shares = {
+                "shown": [*map(self._shows, self.questions, said)],
+                "repeated": [repetition(each) > _REPEATED for each in said],
+                "unchanged": [a == b for a, b in zip(said, plain, strict=True)],
+            }
+            means = {name: sum(values) / len(values) for name, values in shares.items()}
+            tables[i].append({"coefficient": c, **means, "divergence": far})
+        return [pd.DataFrame(own) for own in tables]
 
-    @property
-    def _options(self) -> dict:
-        return {"relative": self.relative, "batch_size": self.batch_size}
+    def _answers(self, rows: Sequence[SteeringRow]) -> list[str]:
+        return list(generate_steered(self.model, rows, relative=self.relative, **self.options))
+
+    def _shows(self, question: str, answer: str) -> float:
+        return float(as_verdict(self.judge(self.concept, question, answer)).score)
 
 
 def _range(table: pd.DataFrame) -> tuple[float, float]:
-    """The coefficients around the best one whose lift is at least half of its."""
+    """The coefficients around the best one that show the concept at least half as often."""
     own = table.sort_values("coefficient", ignore_index=True)
-    best = int(own["lift"].idxmax())
-    enough = (own["lift"] >= own["lift"].max() / 2).tolist()
+    best = int(own["shown"].idxmax())
+    enough = (own["shown"] >= own["shown"].max() / 2).tolist()
     low = high = best
     while low > 0 and enough[low - 1]:
         low -= 1

@@ -1,4 +1,4 @@
-"""Causes named from signatures: the lifts are given, so that every case is met exactly."""
+"""Causes named from signatures: what is shown is given, so that every case is met exactly."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import tiny
 import torch
 from steered import random_vectors
 
+from lenskit.generation import SteeringRow
 from lenskit.study import diagnosis
 from lenskit.study.diagnosis import diagnose
 from lenskit.study.divergence import Calibration
-from lenskit.study.lift import Told
 
 QUESTIONS = ("Who?", "Why?", "Where to?")
 
@@ -25,83 +25,86 @@ def vectors():
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Lifts as a function of vectors and coefficient; the calibrated coefficient is 1."""
-    own: dict = {"gap": 1.0, "lift": lambda vectors, coefficient: 0.0}
+    """Which rows show the concept, by a function of them; the calibrated coefficient is 1."""
+    own: dict = {"shows": lambda row: False}
 
-    def told(model, prefix, questions, **options):
-        return Told(prefix, ("",), ((1,),), None, own["gap"], 0.0)
+    def shown(model, rows, **options):
+        return ["yes" if row.prefix or own["shows"](row) else "no" for row in rows]
 
-    def lift(model, answers, several, coefficients, **options):
-        pairs = zip(several, coefficients, strict=True)
-        return torch.tensor([own["lift"](v, c) for v, c in pairs], dtype=torch.float64)
-
-    monkeypatch.setattr(diagnosis, "told", told)
-    monkeypatch.setattr(diagnosis, "lift", lift)
-    monkeypatch.setattr(diagnosis, "unsteered", lambda *given, **options: None)
-
-    def calibrate(model, several, *given, **options):
+    def calibrated(model, several, *given, **options):
         return [Calibration(1.0, 0.5)] * len(several)
 
-    monkeypatch.setattr(diagnosis, "calibrate", calibrate)
+    monkeypatch.setattr(diagnosis, "generate_steered", shown)
+    monkeypatch.setattr(diagnosis, "unsteered", lambda *given, **options: None)
+    monkeypatch.setattr(diagnosis, "calibrate", calibrated)
     monkeypatch.setattr(
         diagnosis, "divergence", lambda model, base, several, c, **o: torch.tensor(c).abs()
     )
     return own
 
 
-def peak(coefficient: float) -> float:
-    """Highest at 1, and gone from 3 on."""
-    return 1 - abs(coefficient - 1) / 2 if coefficient > 0 else -0.5
+def said(vectors, coefficient=None, **options):
+    return diagnose(
+        tiny.shared_model(),
+        vectors,
+        coefficient,
+        judge=lambda concept, question, answer: answer == "yes",
+        prompts=8,
+        **options,
+    )
 
 
 @pytest.mark.parametrize(
     ("coefficient", "cause"),
     [
-        (None, "works"),
-        (1.0, "works"),
-        (6.0, "too much"),
-        (0.01, "too little"),
+        *((None, "works"), (1.0, "works"), (6.0, "too much"), (0.01, "too little")),
         (-1.0, "wrong sign"),
     ],
 )
 def test_of_a_good_direction_the_coefficient_is_judged(seen, vectors, coefficient, cause):
-    seen["lift"] = lambda vectors, c: peak(c) if c >= 0.25 or c < 0 else 0.1
-    found = diagnose(tiny.shared_model(), vectors, coefficient)
-    assert found.cause == cause and found.coefficients == (0.25, 2.0)
-    assert "coefficients to try" in repr(found) and cause in repr(found)
+    seen["shows"] = lambda row: 0.4 < row.coefficient < 2.5
+    found = said(vectors, coefficient)
+    assert found.cause == cause and found.coefficients == (0.5, 2.0)
+    assert "0.5 to 2" in repr(found) and cause in repr(found)
+    tried = found.table.set_index("coefficient")
+    assert tried.loc[1.0, "shown"] == 1 and tried.loc[4.0, "unchanged"] == 1
+    assert tried.loc[-4.0, "divergence"] == 4
 
 
-def test_a_vector_of_the_wrong_sign_is_to_be_used_negatively(seen, vectors):
-    seen["lift"] = lambda vectors, c: peak(-c)
-    found = diagnose(tiny.shared_model(), vectors, 1.0)
-    assert found.cause == "wrong sign" and found.coefficients == (-2.0, -0.25)
-    assert diagnose(tiny.shared_model(), vectors, -1.0).cause == "works"
-    assert diagnose(tiny.shared_model(), vectors, -9.0).cause == "too much"
+def test_a_vector_of_the_wrong_sign_is_to_be_turned(seen, vectors):
+    seen["shows"] = lambda row: -2.5 < row.coefficient < -0.4
+    found = said(vectors, 1.0)
+    assert found.cause == "wrong sign" and found.coefficients == (-2.0, -0.5)
+    assert said(vectors, -1.0).cause == "works" and said(vectors, -9.0).cause == "too much"
 
 
 def test_what_vectors_fitted_anew_do_tells_a_wrong_token_from_a_wrong_block(seen, vectors):
-    def lifts(good: set[int]):
-        def of(given, coefficient):
-            acting = set(given.directions.any(dim=1).nonzero()[:, 0].tolist())
-            fitted = given.learner != "random"
-            return peak(coefficient) if fitted and acting & good else 0.05
+    def only(good: set[int], token: str):
+        def shows(row: SteeringRow) -> bool:
+            if row.vectors is None or row.vectors.learner == "random":
+                return False
+            acting = row.vectors.directions.flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+            own = "each" if row.vectors.closing else "attention"
+            return own == token and bool(set(acting) & good) and row.coefficient > 0.4
 
-        return of
+        return shows
 
-    seen["lift"] = lifts({0, 1, 2})
-    found = diagnose(tiny.shared_model(), vectors, 1.0, blocks=[2], prompts=8)
-    assert found.cause == "wrong token" and found.reference["same blocks"] == 1.0
-    seen["lift"] = lifts({0})
-    found = diagnose(tiny.shared_model(), vectors, 1.0, blocks=[2], prompts=8)
-    assert found.cause == "wrong block" and 0 in found.blocks
-    seen["lift"] = lifts(set())
-    found = diagnose(tiny.shared_model(), vectors, 1.0, blocks=[2], prompts=8)
+    seen["shows"] = only({2}, "attention")
+    found = said(vectors, 1.0, blocks=[2])
+    assert (found.cause, found.token, found.blocks) == ("wrong token", "attention", (2,))
+    assert found.coefficients == (0.5, 4.0)
+    seen["shows"] = only({0}, "each")
+    found = said(vectors, 1.0, blocks=[2])
+    assert (found.cause, found.token) == ("wrong block", "each") and 0 in found.blocks
+    assert found.reference["token attention, all blocks"] == 0
+    seen["shows"] = only(set(), "each")
+    found = said(vectors, 1.0, blocks=[2])
     assert found.cause == "unknown" and found.coefficients is None and found.blocks is None
 
 
-def test_a_prefix_that_does_nothing_is_the_cause_itself(seen, vectors):
-    seen["gap"] = 0.01
-    assert diagnose(tiny.shared_model(), vectors, 1.0).cause == "weak prefix"
+def test_a_prefix_that_shows_nothing_is_the_cause_itself(seen, vectors):
+    found = diagnose(tiny.shared_model(), vectors, 1.0, judge=lambda *given: 0.0)
+    assert found.cause == "weak prefix" and found.prompted == 0 and "weak prefix" in repr(found)
 
 
 def test_arguments_that_cannot_be_meant_are_named(vectors):

@@ -25,6 +25,7 @@ from lenskit.vectors import ConceptVectors, fit_vectors
 
 _OWN = Variant("attention", "hard")
 _TOO_MUCH, _TOO_LITTLE = 6.0, 0.1
+_SIGNATURE = ("unchanged", "repeated", "divergence")
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,21 @@ class Diagnosed:
                 bench.model,
                 vectors,
                 way.factor * coefficient,
+                judge=setting.judge,
                 concept=bench.concept,
                 relative=True,
                 statements=setting.statements,
                 max_new_tokens=setting.max_new_tokens,
                 seed=setting.seed,
             )
-            table = found.table
-            at = table[table["coefficient"] == way.factor * coefficient]
+            at = {name: None for name in _SIGNATURE}
+            if len(found.table):
+                same = found.table[found.table["coefficient"] == way.factor * coefficient]
+                at |= same[list(_SIGNATURE)].iloc[0].to_dict() if len(same) else {}
             rows.append(
                 {"way": way.name, "expected": self.expected[way.name], "cause": found.cause}
                 | {"named rightly": float(found.cause == self.expected[way.name])}
-                | {"lift": _only(at, "lift"), "moved": _only(at, "divergence")}
+                | at
             )
         return rows
 
@@ -76,9 +80,10 @@ def failures(model: Model, concepts: Iterable[Concept] | Concept, **options: Any
 
     Each fault is steered at the budget as any way is ("too much" at six times each coefficient,
     "too little" at a tenth) and handed to ``lk.diagnose`` at the calibrated coefficient times that
-    factor. Measures beside the scores: the "lift" there, how far the model "moved", in nats a
-    token, and the share of concepts "named rightly". ``parts``: "causes", the share of each cause
-    that was named; "reasons", those of the judge.
+    factor. Measures beside the scores: the share of concepts "named rightly", and the signature
+    there: answers that were "unchanged" or "repeated" themselves, and the "divergence" in nats a
+    token. ``parts``: "causes", the share of each cause that was named; "reasons", those of the
+    judge.
 
     ``options`` as in ``tokens``.
     """
@@ -101,22 +106,17 @@ def failures(model: Model, concepts: Iterable[Concept] | Concept, **options: Any
         everything = [*ways, *controls(_OWN, several=False)]
         run.prepare(*everything, measure)
         answers, named = run.answers(everything), run.measured(measure)
-        keep = ["concept_class", "concept", "way", "named rightly", "lift", "moved"]
+        keep = ["concept_class", "concept", "way", "named rightly", *_SIGNATURE]
         return run.scored(
             answers,
             "What do failures look like, and are they named rightly?",
-            more=named[keep].astype({"lift": float, "moved": float}),
+            more=named[keep].astype(dict.fromkeys(_SIGNATURE, float)),
             parts={"causes": _causes(named), "reasons": reasons(answers)},
             notes=[
                 "A fault need not be one: where a block thought wrong steers as well as others, "
                 "«works» is the right name, and «named rightly» says otherwise."
             ],
         )
-
-
-def _only(table: pd.DataFrame, column: str) -> float | None:
-    value = float(table[column].iloc[0]) if len(table) else float("nan")
-    return value if value == value else None
 
 
 def _causes(named: pd.DataFrame) -> pd.DataFrame:

@@ -16,7 +16,7 @@ _SHOWN = 60
 _NAME = 38
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Experiment(Displayed):
     """What was compared (``name``, ``question``), by which ``command``, and what was found.
 
@@ -52,11 +52,6 @@ class Experiment(Displayed):
             kept = dict(list(shown.items())[: LINES - 2])
             return kept | {"…": f"{rest} more in .wide()"}
         return shown
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    __hash__ = object.__hash__
 
     @property
     def measures(self) -> list[str]:
