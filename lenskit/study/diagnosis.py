@@ -30,8 +30,14 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Cause: TypeAlias = Literal[
-    *("works", "too little", "too much", "wrong sign", "wrong block", "wrong token"),
-    *("weak prefix", "unknown"),
+    "works",
+    "too little",
+    "too much",
+    "wrong sign",
+    "wrong block",
+    "wrong token",
+    "weak prefix",
+    "unknown",
 ]
 # A vector that shows the concept in less than this share of what the prefix does is taken to fail.
 WORKS = 0.3
@@ -241,7 +247,7 @@ class _Probe:
         tables: list[list[dict[str, float]]] = [[] for _ in ways]
         for (i, c), far in zip(pairs, moved.tolist(), strict=True):
             said = [next(answers) for _ in self.questions]
-            shares = {
+            shares: dict[str, list[float]] = {
                 "shown": [*map(self._shows, self.questions, said)],
                 "repeated": [repetition(each) > _REPEATED for each in said],
                 "unchanged": [a == b for a, b in zip(said, plain, strict=True)],
