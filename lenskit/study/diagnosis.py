@@ -45,6 +45,7 @@ WORKS = 0.3
 WEAKEST = 0.2
 _REPEATED = 0.3
 _STEPS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
+_FEWER = (0.5, 1.0, 2.0)
 _QUESTIONS, _BLOCKS = 4, 4
 _TOKENS = ("attention", "each")
 
@@ -233,7 +234,7 @@ class _Probe:
         tried = []
         for each in found:
             middle = each.coefficient if each.reached else 1.0
-            own = [middle * step for step in _STEPS]
+            own = [middle * step for step in (_STEPS if both else _FEWER)]
             own += [-one for one in own] if both else []
             tried.append([*own, given] if given and given not in own else own)
         pairs = [(i, c) for i, own in enumerate(tried) for c in sorted(own)]

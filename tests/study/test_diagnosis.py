@@ -92,7 +92,7 @@ def test_what_vectors_fitted_anew_do_tells_a_wrong_token_from_a_wrong_block(seen
     seen["shows"] = only({2}, "attention")
     found = said(vectors, 1.0, blocks=[2])
     assert (found.cause, found.token, found.blocks) == ("wrong token", "attention", (2,))
-    assert found.coefficients == (0.5, 4.0)
+    assert found.coefficients == (0.5, 2.0)
     seen["shows"] = only({0}, "each")
     found = said(vectors, 1.0, blocks=[2])
     assert (found.cause, found.token) == ("wrong block", "each") and 0 in found.blocks

@@ -71,12 +71,12 @@ def single_numbers(bench: Bench) -> Mapping[str, Float[Tensor, " prompt"]]:
     prompts, model = bench.paired.prompts, bench.model
     own = prompts.has_prefix.nonzero()[:, 0]
     plain = next_log_probs(model, prompts)
-    found = {"divergence without the prefix": _kl(plain[own], plain[prompts.pair[own]])}
+    found = {"divergence without prefix": _kl(plain[own], plain[prompts.pair[own]])}
     try:
         cut = next_log_probs(model, prompts.rows(own), knocked_out=True)
     except ModelCheckError:
         return found  # this model's attention cannot be edited
-    return found | {"divergence when the prefix is knocked out": _kl(plain[own], cut)}
+    return found | {"divergence, prefix knocked out": _kl(plain[own], cut)}
 
 
 @torch.no_grad()

@@ -24,10 +24,10 @@ MEASURES = ("AUROC", "rank correlation")
 _SITE = ["block", "head", "token"]
 # What each proxy is called whose block or head has to be chosen, and how it is.
 _CHOSEN = {
-    "mean over heads": "attention, mean over heads",
-    "selected token": "attention at the selected token (Eq. 4)",
-    "head": "attention of one head",
-    "projection": "projection on the vector",
+    "selected token": "Eq. 4",
+    "mean over heads": "mean over heads",
+    "head": "one head",
+    "projection": "projection on vector",
 }
 
 
@@ -51,7 +51,7 @@ def proxy(model: Model, concepts: Iterable[Concept] | Concept, **options: Any) -
         tables = {
             truth: _compared(rows[rows["truth"] == truth]) for truth in rows["truth"].unique()
         }
-        reference = f"{_CHOSEN['selected token']}, median block"
+        reference = f"{_CHOSEN['selected token']}, median"
         seed = run.setting.seed
         parts = {"sites": _sites(rows[rows["truth"] == known])}
         if known == "true activity":
@@ -81,17 +81,17 @@ def _followed(bench: Bench, setting: Setting) -> Sequence[Row]:
     offsets = [place - attention.shape[-1] for place in range(attention.shape[-1])]
     blocks, heads = range(attention.shape[1]), range(attention.shape[2])
     sites: dict[str, tuple[Tensor, list[tuple[Any, Any, Any]]]] = {
-        "head": (
-            attention.flatten(1),
-            [(block, head, token) for block in blocks for head in heads for token in offsets],
+        "selected token": (
+            bench.selection("attention").take(mean),
+            [(block, None, None) for block in blocks],
         ),
         "mean over heads": (
             mean.flatten(1),
             [(block, None, token) for block in blocks for token in offsets],
         ),
-        "selected token": (
-            bench.selection("attention").take(mean),
-            [(block, None, None) for block in blocks],
+        "head": (
+            attention.flatten(1),
+            [(block, head, token) for block in blocks for head in heads for token in offsets],
         ),
         "projection": (projections(bench), [(block, None, None) for block in blocks]),
     }
@@ -128,16 +128,13 @@ def _compared(rows: pd.DataFrame) -> pd.DataFrame:
     for name, own in rows.groupby("proxy", sort=False):
         said = _CHOSEN.get(str(name))
         if said is None:
-            label = "attention of the gating head" if name == "gating head" else name
-            parts.append(own.assign(way=label))
+            parts.append(own.assign(way=name))
             continue
-        what = "head" if name == "head" else "block"
         grouped = own.groupby(CONCEPT, sort=False)
-        parts.append(_each(grouped[list(MEASURES)].median(), f"{said}, median {what}"))
-        parts.append(_each(grouped[list(MEASURES)].max(), f"{said}, best {what} by the truth"))
-        parts.append(_elsewhere(own, f"{said}, {what} chosen elsewhere"))
-    order = [label for label in parts if len(label)]
-    table = pd.concat(order, ignore_index=True)
+        parts.append(_each(grouped[list(MEASURES)].median(), f"{said}, median"))
+        parts.append(_each(grouped[list(MEASURES)].max(), f"{said}, best by the truth"))
+        parts.append(_elsewhere(own, f"{said}, chosen elsewhere"))
+    table = pd.concat([part for part in parts if len(part)], ignore_index=True)
     return table[[*CONCEPT, "way", *MEASURES]].dropna(subset=list(MEASURES), how="all")
 
 

@@ -13,7 +13,7 @@ from lenskit._display import LINES, Displayed, clipped, count
 
 # So many rows of a table of its own are shown in the text file, which is to be read.
 _SHOWN = 60
-_NAME = 38
+_NAME = 33
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -85,7 +85,7 @@ def test_the_prefix_is_knocked_out_for_all_that_comes_behind_it(model, bench):
             expected = model(ids[None])[0, -1].log_softmax(-1)
     torch.testing.assert_close(cut[2], expected, atol=1e-4, rtol=1e-4)
     kl = (plain.exp() * (plain - expected)).sum()
-    drop = found["divergence when the prefix is knocked out"][2]
+    drop = found["divergence, prefix knocked out"][2]
     assert float(drop) == pytest.approx(float(kl), abs=1e-4)
 
 
@@ -93,17 +93,16 @@ def test_proxies_are_compared_with_what_the_answers_show():
     found = run(proxy)
     ways = set(found.table.way)
     assert {
-        "attention at the selected token (Eq. 4), median block",
-        "attention of one head, head chosen elsewhere",
-        "projection on the vector, best block by the truth",
-        "divergence without the prefix",
-        "divergence when the prefix is knocked out",
+        "Eq. 4, median",
+        "one head, chosen elsewhere",
+        "projection on vector, best by the truth",
+        "divergence without prefix",
+        "divergence, prefix knocked out",
     } <= ways
     own = found.table[found.table.concept_class == "all"].set_index(["way", "measure"])
-    for name in ("attention of one head", "projection on the vector"):
-        what = "head" if "head" in name else "block"
-        best = own.loc[(f"{name}, best {what} by the truth", "AUROC"), "mean"]
-        assert best >= own.loc[(f"{name}, median {what}", "AUROC"), "mean"]
+    for name in ("one head", "projection on vector"):
+        best = own.loc[(f"{name}, best by the truth", "AUROC"), "mean"]
+        assert best >= own.loc[(f"{name}, median", "AUROC"), "mean"]
     sites = found.parts["sites"]
     assert {"head", "mean over heads", "selected token"} <= set(sites.proxy)
     number = 3 * 4 * len(tiny_candidates())
