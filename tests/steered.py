@@ -11,9 +11,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lenskit.concepts import Concept
-from lenskit.models import model_fingerprint
+from lenskit.models import applied_edits, edited, model_fingerprint
 from lenskit.prompts import build_prompts
 from lenskit.vectors import ConceptVectors
+
+
+@contextmanager
+def nothing_left(model):
+    """Whatever the block does, no edit and no hook stays on the model."""
+    before = hook_count(model)
+    yield
+    assert not applied_edits(model) and hook_count(model) == before and not edited.editing
 
 
 def random_vectors(model, seed=0) -> ConceptVectors:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tiny
-from typer.testing import CliRunner
+from commanded import lenskit
 
 import lenskit as lk
 from lenskit.cli import app
@@ -19,10 +19,6 @@ from lenskit.study import Variant, demo, pools, run, run_study, score_table
 from lenskit.study.engine import Here
 
 THREE = ["fears/spiders", "moods/cheerful", "places/Paris"]
-
-
-def lenskit(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -10,28 +10,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tiny
-from typer.testing import CliRunner
+from commanded import OWN, lenskit
 
 import lenskit as lk
-from lenskit.cli import app
 from lenskit.cli.steer import _visible
 
 QUESTIONS = ("Who?", "Why?", "Where to?")
-OWN = """
-questions = ["Who?", "Why?", "Where to?"]
-statements = ["Rain is wet.", "Maps are old.", "Tea is hot.", "Sundays are long.",
-              "Sand is warm.", "Tea is cold.", "Rain is late.", "Maps are new."]
-[concepts.tea]
-prefix = "Take on the role of an expert tea taster."
-phrases = ["a", "e", "i"]
-[concepts.milk]
-prefix = "Personify someone who is terrified of milk."
-phrases = ["o"]
-"""
-
-
-def lenskit(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def in_a_terminal(*arguments: object, code: str = "", **options):

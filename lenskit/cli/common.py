@@ -42,6 +42,15 @@ Prefix = Annotated[
 Questions = Annotated[
     list[str] | None, typer.Option("--question", help="with --prefix: a test question; repeat")
 ]
+ConceptNames = Annotated[
+    list[str] | None,
+    typer.Option("--concepts", help="a number for each class, all, or names such as fears/spiders"),
+]
+NamedBlocks = Annotated[str, typer.Option("--blocks", help="all, from1, or numbers 4,5,6")]
+Relative = Annotated[
+    bool | None,
+    typer.Option("--relative/--absolute", help="coefficients in units of the residual norm"),
+]
 _settings = {"traceback": False}
 _PLAIN = {"±": "+/-", "…": "...", "−": "-", "–": "-", "’": "'", "“": '"', "”": '"', "×": "x"}
 

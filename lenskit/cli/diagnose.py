@@ -7,9 +7,19 @@ from typing import Annotated
 
 import typer
 
-from lenskit.cli.common import EMBEDDED, ConceptFileName, Device, ModelName, app, mistakes, show
-from lenskit.cli.steer import numbered_blocks
-from lenskit.concepts import load_concept_file, read_blocks
+from lenskit.cli.common import (
+    EMBEDDED,
+    ConceptFileName,
+    Device,
+    ModelName,
+    NamedBlocks,
+    Relative,
+    app,
+    mistakes,
+    show,
+)
+from lenskit.cli.steer import numbered_blocks, read_named_blocks
+from lenskit.concepts import load_concept_file
 
 
 @app.command()
@@ -19,11 +29,8 @@ def diagnose(
     coefficient: Annotated[
         float | None, typer.Option(help="the one that was used; without it the direction is judged")
     ] = None,
-    blocks: Annotated[str, typer.Option(help="all, from1, or numbers 4,5,6")] = "all",
-    relative: Annotated[
-        bool | None,
-        typer.Option("--relative/--absolute", help="coefficients in units of the residual norm"),
-    ] = None,
+    blocks: NamedBlocks = "all",
+    relative: Relative = None,
     concept_file: ConceptFileName = None,
     device: Device = None,
 ) -> None:
@@ -33,9 +40,7 @@ def diagnose(
     the prompts are then made of.
     """
     with mistakes():
-        where = read_blocks([blocks])[0]
-        if where.startswith(("top", "bottom", "random")):
-            raise ValueError(f"--blocks {where} needs an enrichment test; name them: 4,5,6")
+        where = read_named_blocks(blocks)
         file = load_concept_file(concept_file) if concept_file else None
 
         from rich.box import SIMPLE_HEAD

@@ -13,6 +13,7 @@ from lenskit.cli.common import (
     EMBEDDED,
     Classes,
     ConceptFileName,
+    ConceptNames,
     Device,
     ModelName,
     app,
@@ -39,12 +40,7 @@ def experiment(
     name: Annotated[str, typer.Argument(help=f"one of {', '.join(NAMES)}")],
     model: ModelName = EMBEDDED,
     classes: Classes = None,
-    which: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--concepts", help="a number for each class, all, or names such as fears/spiders"
-        ),
-    ] = None,
+    which: ConceptNames = None,
     concept_file: ConceptFileName = None,
     coefficients: Annotated[
         str | None, typer.Option(help="the budget of every way to steer, in residual norms")

@@ -13,8 +13,10 @@ from lenskit.cli.common import (
     ConceptFileName,
     Device,
     ModelName,
+    NamedBlocks,
     Prefix,
     RecipeName,
+    Relative,
     app,
     mistakes,
     show,
@@ -100,11 +102,8 @@ def steer(
     coefficients: Annotated[
         str | None, typer.Option(help="numbers such as 0.1,0.2; negative ones suppress")
     ] = None,
-    blocks: Annotated[str, typer.Option(help="all, from1, or numbers 4,5,6")] = "all",
-    relative: Annotated[
-        bool | None,
-        typer.Option("--relative/--absolute", help="coefficients in units of the residual norm"),
-    ] = None,
+    blocks: NamedBlocks = "all",
+    relative: Relative = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens of an answer")] = 50,
     device: Device = None,
 ) -> None:
@@ -116,9 +115,7 @@ def steer(
         if coefficients is None and not relative:
             raise ValueError("--absolute needs --coefficients, which depend on the model")
         numbers = read_numbers(coefficients) if coefficients else DEFAULT.coefficients
-        where = read_blocks([blocks])[0]
-        if where.startswith(("top", "bottom", "random")):
-            raise ValueError(f"--blocks {where} needs an enrichment test; name them: 4,5,6")
+        where = read_named_blocks(blocks)
 
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
@@ -165,6 +162,14 @@ def steer(
                 f"{row.coefficient:g}" if row.coefficient else "unsteered", Text(_visible(answer))
             )
         show(table)
+
+
+def read_named_blocks(text: str) -> str:
+    """--blocks of a saved vector, read; raises ValueError for those that a test would choose."""
+    where = read_blocks([text])[0]
+    if where.startswith(("top", "bottom", "random")):
+        raise ValueError(f"--blocks {where} needs an enrichment test; name them: 4,5,6")
+    return where
 
 
 def numbered_blocks(spec: str, number: int) -> list[int] | None:

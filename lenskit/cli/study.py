@@ -14,11 +14,13 @@ from lenskit.cli.common import (
     EMBEDDED,
     Classes,
     ConceptFileName,
+    ConceptNames,
     Device,
     ModelName,
     Prefix,
     Questions,
     RecipeName,
+    Relative,
     app,
     mistakes,
     show,
@@ -85,12 +87,7 @@ def refuse_judging_workers(named: Chosen, workers: int | None) -> None:
 def study(
     model: ModelName = EMBEDDED,
     classes: Classes = None,
-    which: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--concepts", help="a number for each class, all, or names such as fears/spiders"
-        ),
-    ] = None,
+    which: ConceptNames = None,
     concept_file: ConceptFileName = None,
     prefix: Prefix = None,
     question: Questions = None,
@@ -111,10 +108,7 @@ def study(
         typer.Option(help="all, from1, top4, bottom4, random4, or numbers 4,5,6; repeat for more"),
     ] = None,
     coefficients: Annotated[str | None, typer.Option(help="numbers such as 0.1,0.2,0.4")] = None,
-    relative: Annotated[
-        bool | None,
-        typer.Option("--relative/--absolute", help="coefficients in units of the residual norm"),
-    ] = None,
+    relative: Relative = None,
     prompts: Annotated[int, typer.Option(help="prompts for each concept")] = 400,
     controls: Annotated[bool, typer.Option(help="run the controls as well")] = True,
     phrases: Annotated[

@@ -8,14 +8,12 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steered import hook_count, random_vectors
+from steered import nothing_left, random_vectors
 
 import lenskit as lk
 from lenskit.models import (
     ModelCheckError,
-    applied_edits,
     chat_ids,
-    edited,
     generating,
 )
 
@@ -48,9 +46,8 @@ def model():
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(model):
-    before = hook_count(model)
-    yield
-    assert not applied_edits(model) and hook_count(model) == before and not edited.editing
+    with nothing_left(model):
+        yield
 
 
 def user(text):

@@ -9,11 +9,11 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from steered import decoder_layers, hook_count
+from steered import decoder_layers, nothing_left
 
 import lenskit as lk
 from lenskit.attention import contrast
-from lenskit.models import applied_edits, edited, head_hooks
+from lenskit.models import head_hooks
 from lenskit.vectors import checksum, read_safetensors
 
 TEXTS = [
@@ -32,9 +32,8 @@ def model():
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(model):
-    before = hook_count(model)
-    yield
-    assert not applied_edits(model) and hook_count(model) == before and not edited.editing
+    with nothing_left(model):
+        yield
 
 
 def examples_of(model, irrelevant=True):

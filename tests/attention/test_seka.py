@@ -8,15 +8,13 @@ from functools import cache, partial
 import pytest
 import tiny
 import torch
-from steered import decoder_layers, hook_count, random_vectors
+from steered import decoder_layers, hook_count, nothing_left, random_vectors
 
 import lenskit as lk
 from lenskit.attention import KeyPolicy
 from lenskit.models import (
     ModelCheckError,
-    applied_edits,
     chat_ids,
-    edited,
     generating,
     head_hooks,
     model_fingerprint,
@@ -46,9 +44,8 @@ def model():
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(model):
-    before = hook_count(model)
-    yield
-    assert not applied_edits(model) and hook_count(model) == before and not edited.editing
+    with nothing_left(model):
+        yield
 
 
 def user(text):

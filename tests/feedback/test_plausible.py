@@ -8,11 +8,11 @@ from functools import partial
 import pytest
 import tiny
 import torch
-from steered import hook_count, own_vectors, plain_hooks, random_vectors
+from steered import nothing_left, own_vectors, plain_hooks, random_vectors
 
 import lenskit as lk
 from lenskit.feedback import PlausibleAnswer
-from lenskit.models import applied_edits, chat_ids, edited
+from lenskit.models import chat_ids
 
 INSTRUCTION = "Answer in one word."
 QUESTIONS = [
@@ -32,9 +32,8 @@ def model():
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(model):
-    before = hook_count(model)
-    yield
-    assert not applied_edits(model) and hook_count(model) == before and not edited.editing
+    with nothing_left(model):
+        yield
 
 
 def scale(architecture):

@@ -8,11 +8,11 @@ from math import inf
 import pytest
 import tiny
 import torch
-from steered import hook_count, own_vectors, plain_hooks, random_vectors
+from steered import nothing_left, own_vectors, plain_hooks, random_vectors
 
 import lenskit as lk
 from lenskit.feedback import LoopRecord
-from lenskit.models import applied_edits, chat_ids, edited, unwatched
+from lenskit.models import chat_ids, unwatched
 
 INSTRUCTION = "Answer in one word."
 QUESTIONS = [
@@ -38,9 +38,8 @@ def model():
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(model):
-    before = hook_count(model)
-    yield
-    assert not applied_edits(model) and hook_count(model) == before and not edited.editing
+    with nothing_left(model):
+        yield
 
 
 def ids_of(model, question):
