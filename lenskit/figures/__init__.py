@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from lenskit.figures import views
+from lenskit.figures.blocks import by_block
 from lenskit.figures.captures import (
     activation_pca,
     attention_map,
@@ -22,6 +23,7 @@ from lenskit.figures.inspection import (
     token_texts,
 )
 from lenskit.figures.play import Play, play
+from lenskit.figures.projections import projection_histogram
 from lenskit.figures.sites import site_map
 from lenskit.figures.studies import (
     blocks_compared,
@@ -38,10 +40,12 @@ __all__ = [
     "Play",
     "play",
     "blocks_compared",
+    "by_block",
     "enrichment_by_block",
     "head_map",
     "over_steering",
     "pattern_rows",
+    "projection_histogram",
     "row_names",
     "selected_token_map",
     "selected_token_shares",

@@ -179,7 +179,7 @@ def activation_pca(
     points = (rows @ components[:2].T).numpy()
     share = (100 * spread.square() / spread.square().sum()).tolist()
     prefixed = capture.prompts.has_prefix.numpy()
-    truth = _known_activity(capture.prompts) if activity is None else activity
+    truth = known_activity(capture.prompts) if activity is None else activity
     panels = {"label": labels[:, block]} | ({} if truth is None else {"true activity": truth})
     figure, found = new_figure(0.4 + 4.2 * len(panels), 3.8, 1, len(panels), sharey=True)
     for axes, (name, values) in zip(found, panels.items(), strict=True):
@@ -252,7 +252,8 @@ def _check_labels(labels: Float[Tensor, "prompt layer"], capture: Capture) -> No
         )
 
 
-def _known_activity(prompts: PromptSet) -> Float[Tensor, " prompt"] | None:
+def known_activity(prompts: PromptSet) -> Float[Tensor, " prompt"] | None:
+    """The true activity of each prompt, or None where it is not known."""
     try:
         return true_activity(prompts)
     except ValueError:  # not of the grammar

@@ -27,6 +27,7 @@ from lenskit.prompts import PromptSet
 from lenskit.scoring import Verdict
 from lenskit.selector import TokenSelection, fixed_token, select_tokens
 from lenskit.study import Study, Variant
+from lenskit.vectors import fit_vectors
 
 CANDIDATES = ("<|eot_id|>", "<|start_header_id|>", "assistant", "<|end_header_id|>", "\n\n")
 BLOCKS, HEADS, WIDTH = 4, 2, 12
@@ -264,6 +265,46 @@ def test_steered_blocks_are_compared_by_their_number(study):
     assert "least enriched" in words(figure) and "all blocks" in words(figure)
 
 
+def test_lines_by_block_are_means_with_a_band_and_leave_out_what_is_no_number():
+    values = torch.tensor([[0.0, 1.0, 2.0], [1.0, float("nan"), 4.0]])
+    figure = rendered(figures.by_block({"a": values, "b": values[0]}, label="x", chance=0.5))
+    lines = figure.axes[0].lines
+    assert np.allclose(lines[0].get_ydata(), [0.5, 1.0, 3.0])
+    assert np.allclose(lines[1].get_ydata(), [0.0, 1.0, 2.0])
+    assert len(figure.axes[0].collections) == 1  # a single row has no band
+    assert "n = 1 to 2" in words(figure) and "chance" in words(figure)
+
+
+@pytest.mark.parametrize("values", [{}, {"a": torch.zeros(3), "b": torch.zeros(2, 4)}])
+def test_lines_of_different_numbers_of_blocks_are_refused(values):
+    with pytest.raises(ValueError, match="values must be .block. or .row, block. of as many"):
+        figures.by_block(values, label="x")
+
+
+def test_projections_are_counted_by_prefix_and_true_activity(spiders):
+    tokens = select_tokens(spiders)
+    vectors = fit_vectors(spiders, tokens, learner="mean difference", progress=False)
+    figure = rendered(figures.projection_histogram(spiders, tokens, vectors, block=2))
+    counts = [sum(bar.get_height() for bar in bars) for bars in figure.axes[0].containers]
+    assert sum(counts) == len(spiders) and counts[0] == 12 and len(counts) == 3
+    truth = torch.ones(len(spiders))
+    figure = figures.projection_histogram(spiders, tokens, vectors, block=2, activity=truth)
+    assert "active\n(n = 12)" in words(figure) and "inactive\n(n = 0)" in words(figure)
+    stream = tokens.take(spiders.resid_post)[:, 2] @ vectors.directions[2] / vectors.resid_norm[2]
+    edges = [bar.get_x() for bar in figure.axes[0].containers[0]]
+    assert np.isclose(min(edges), float(stream.min()), atol=1e-5)
+
+
+def test_projections_on_vectors_or_blocks_that_do_not_fit_are_refused(spiders):
+    tokens = select_tokens(spiders)
+    each = fit_vectors(spiders, "each", learner="mean difference", progress=False)
+    with pytest.raises(ValueError, match="one for each block"):
+        figures.projection_histogram(spiders, tokens, each, block=0)
+    vectors = fit_vectors(spiders, tokens, learner="mean difference", progress=False)
+    with pytest.raises(ValueError, match="block must be from 0 to 3, got 4"):
+        figures.projection_histogram(spiders, tokens, vectors, block=4)
+
+
 def test_labels_are_moved_apart_and_keep_their_order():
     places = apart([0.0, 0.1, 0.1, 5.0, 9.9, 10.0], gap=1.0, low=0.0, high=10.0)
     assert np.diff(places).min() >= 1 - 1e-9
@@ -303,6 +344,7 @@ def test_all_nulls_are_read_at_one_level_with_its_line_of_chance():
 def test_every_figure_of_one_panel_draws_on_axes_of_ones_own(spiders, study):
     tokens = select_tokens(spiders)
     labels = soft_labels(spiders, tokens)
+    fitted = fit_vectors(spiders, tokens, learner="mean difference", progress=False)
     draw = {
         "attention": lambda ax: figures.attention_map(spiders, tokens, ax=ax),
         "tokens": lambda ax: figures.selected_token_map({"a": tokens}, ax=ax),
@@ -313,9 +355,13 @@ def test_every_figure_of_one_panel_draws_on_axes_of_ones_own(spiders, study):
             study.compare(["concept_class", "token"]), ax=ax
         ),
         "reasons": lambda ax: figures.over_steering(study.answers, ax=ax),
+        "lines": lambda ax: figures.by_block({"a": torch.rand(2, 3)}, label="x", ax=ax),
+        "projections": lambda ax: figures.projection_histogram(
+            spiders, tokens, fitted, block=1, ax=ax
+        ),
     }
     figure = Figure(figsize=(30, 14), layout="constrained")
-    for ax, one in zip(figure.subplots(2, 4).flat, draw.values(), strict=False):
+    for ax, one in zip(figure.subplots(3, 3).flat, draw.values(), strict=False):
         assert one(ax) is figure
         assert ax.has_data()
     rendered(figure)
@@ -334,6 +380,10 @@ def test_every_figure_has_an_alternative_text(spiders, study):
         figures.steerability_by_class(study.compare(["concept_class", "token"])),
         figures.over_steering(study.answers),
         figures.blocks_compared(study.compare(["blocks"])),
+        figures.by_block({"a": torch.rand(2, 3)}, label="rank correlation"),
+        figures.projection_histogram(
+            spiders, tokens, fit_vectors(spiders, tokens, progress=False), block=1
+        ),
     ]
     for figure in made:
         shown, metadata = figure._repr_mimebundle_()
