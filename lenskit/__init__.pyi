@@ -7,6 +7,7 @@ from . import profiling as profiling
 from . import tasks as tasks
 from .attention import AdaSeka as AdaSeka
 from .attention import AttentionEdit as AttentionEdit
+from .attention import AttentionMass as AttentionMass
 from .attention import Heads as Heads
 from .attention import InstABoost as InstABoost
 from .attention import KeyContrast as KeyContrast
@@ -36,6 +37,10 @@ from .embedded.judge import concepts_shown as concepts_shown
 from .enrichment import Enrichment as Enrichment
 from .enrichment import enrich as enrich
 from .enrichment import rank_stability as rank_stability
+from .feedback import ClosedLoop as ClosedLoop
+from .feedback import Projection as Projection
+from .feedback import generate_plausible as generate_plausible
+from .feedback import regulate as regulate
 from .figures import activity_correlation as activity_correlation
 from .figures import pattern_rows as pattern_rows
 from .figures import token_texts as token_texts
@@ -45,6 +50,7 @@ from .generation import SteeringRow as SteeringRow
 from .generation import generate as generate
 from .generation import generate_steered as generate_steered
 from .labels import activity_labels as activity_labels
+from .labels import displacement_cosine as displacement_cosine
 from .labels import gating_head as gating_head
 from .labels import gating_labels as gating_labels
 from .labels import hard_labels as hard_labels
@@ -65,6 +71,7 @@ from .prompts import build_prompts as build_prompts
 from .prompts import prompts_from_ids as prompts_from_ids
 from .recipes import Recipe as Recipe
 from .recipes import recipes as recipes
+from .scoring import Interference as Interference
 from .scoring import Judge as Judge
 from .scoring import Steerability as Steerability
 from .scoring import Verdict as Verdict
@@ -73,6 +80,7 @@ from .scoring import endpoint_judge as endpoint_judge
 from .scoring import file_judge as file_judge
 from .scoring import fluency as fluency
 from .scoring import grammar_judge as grammar_judge
+from .scoring import interference as interference
 from .scoring import likelihood_judge as likelihood_judge
 from .scoring import phrase_judge as phrase_judge
 from .scoring import repetition as repetition
@@ -81,9 +89,14 @@ from .selector import TokenSelection as TokenSelection
 from .selector import fixed_token as fixed_token
 from .selector import select_tokens as select_tokens
 from .steering import steer as steer
+from .study import Calibration as Calibration
+from .study import Diagnosis as Diagnosis
 from .study import Study as Study
 from .study import Subject as Subject
 from .study import Variant as Variant
+from .study import calibrate as calibrate
+from .study import diagnose as diagnose
+from .study import experiments as experiments
 from .study import paired_differences as paired_differences
 from .study import read_study as read_study
 from .study import run_on_workers as run_on_workers

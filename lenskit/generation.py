@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, overload
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
 
 from lenskit._arguments import whole
 from lenskit._display import Displayed, html_table
 from lenskit._progress import Bars
 from lenskit.attention import AttentionEdit, edited
 from lenskit.concepts import question_prompt
-from lenskit.models import (
-    Edit,
-    Tokens,
-    chat_ids,
-    fused_generation,
-    position_ids,
-    require_positions,
-    rows_of,
-)
+from lenskit.decoding import CachedPasses, Passes, chooser, decode, end_tokens, uniform_draws
+from lenskit.intervention import Positions, Window, intervene, window
+from lenskit.models import chat_ids, fused_generation, require_positions, rows_of
 from lenskit.operations import Operation, find_operation, project_out
 from lenskit.recipes import DEFAULT
-from lenskit.steering import intervene, intervention
+from lenskit.steering import intervention
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from jaxtyping import Int
+    from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
     from lenskit.vectors import Vectors
@@ -54,10 +45,6 @@ class Options(TypedDict, total=False):
     progress: bool
 
 
-# Rows that have ended are dropped once they are this share of the batch.
-_SPARE = 0.25
-
-
 class Answer(str):
     """The text of an answer, which also knows its tokens and whether it came to an end.
 
@@ -68,7 +55,7 @@ class Answer(str):
     finished: bool
     token_ids: tuple[int, ...]
 
-    def __new__(cls, text: str, *, finished: bool, token_ids: Sequence[int]) -> Answer:
+    def __new__(cls, text: str, *, finished: bool, token_ids: Sequence[int]) -> Self:
         answer = super().__new__(cls, text)
         answer.finished, answer.token_ids = finished, tuple(token_ids)
         return answer
@@ -88,8 +75,10 @@ class SteeringRow(Displayed):
     ``vectors=None`` adds nothing to the residual stream. ``prefix`` is set before a question.
     ``attention``: an edit of the row's attention, or several, the outermost first; its span is of
     the whole prompt, with the prefix. ``operation``: what is done with the vectors, as in
-    ``steer``. Raises ValueError for vectors that are to be projected out with a coefficient of 0,
-    which would leave the row as it is.
+    ``steer``. ``positions``: which tokens they are added to: "all", those of the "prompt", those
+    "generated", or "answer": those that the answer is written from, which are the prompt's last one
+    and the generated ones. Raises ValueError for vectors that are to be projected out with a
+    coefficient of 0, which would leave the row as it is, and for other positions.
     """
 
     question: str | Conversation
@@ -98,8 +87,10 @@ class SteeringRow(Displayed):
     prefix: str = ""
     attention: AttentionEdit | Sequence[AttentionEdit] | None = None
     operation: Operation | str = "add"
+    positions: Positions = "all"
 
     def __post_init__(self) -> None:
+        window(self.positions, 1)
         removed = self.vectors is not None and find_operation(self.operation) is project_out
         if removed and self.coefficient == 0:
             raise ValueError(
@@ -168,19 +159,46 @@ def generate(
     >>> len(lk.generate(model, concept.questions[:2], max_new_tokens=3))
     2
     """
+    several = [questions] if isinstance(questions, str) else questions
+    finished = answer(
+        model,
+        several,
+        lambda rows: CachedPasses(model),
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        temperature=temperature,
+        seed=seed,
+        template_arguments=template_arguments,
+        progress=progress,
+    )
+    return finished[0] if isinstance(questions, str) else finished
+
+
+def answer(
+    model: TransformerBridge,
+    questions: Sequence[str | Conversation],
+    passes: Callable[[Int[Tensor, "row"]], Passes],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 256,
+    temperature: float | None = None,
+    seed: int = 0,
+    template_arguments: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> list[Answer]:
+    """``generate`` with the forward passes that ``passes`` makes for a batch of rows."""
     max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
     batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
     if temperature is not None and not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be positive, or None for greedy; got {temperature}")
     if isinstance(questions, Mapping):
         raise TypeError("questions is a mapping; give texts, or conversations as lists of messages")
-    several = [questions] if isinstance(questions, str) else questions
-    conversations = [_conversation(question) for question in several]
+    conversations = [_conversation(question) for question in questions]
     if not conversations:
         return []
     tokens = chat_ids(model, conversations, template_arguments=template_arguments)
     require_positions(model, tokens, more=max_new_tokens)
-    uniform = None if temperature is None else _uniform(len(tokens), max_new_tokens, seed)
+    drawn = None if temperature is None else uniform_draws(len(tokens), max_new_tokens, seed)
     written: list[list[int]] = [[] for _ in conversations]
 
     with (
@@ -194,9 +212,10 @@ def generate(
             rows = pending.pop(0)
             for each in edits:
                 each.batch(rows)
-            choose = _chooser(temperature, None if uniform is None else uniform[rows])
+            choose = chooser(temperature, None if drawn is None else drawn[rows])
+            batch = tokens.rows(rows).trimmed()
             try:
-                answers = _decode(model, tokens.rows(rows).trimmed(), max_new_tokens, choose, edits)
+                answers = decode(model, batch, max_new_tokens, choose, edits, passes(rows))
             except torch.OutOfMemoryError:
                 if len(rows) == 1:
                     raise
@@ -205,8 +224,7 @@ def generate(
             for row, ids in zip(rows.tolist(), answers, strict=True):
                 written[row] = ids
             bar.advance(task, len(rows))
-    finished = [_answer(model, ids) for ids in written]
-    return finished[0] if isinstance(questions, str) else finished
+    return [_answer(model, ids) for ids in written]
 
 
 def generate_steered(
@@ -242,6 +260,7 @@ def generate_steered(
                 start=start,
                 relative=relative,
                 operation=[row.operation for row in rows],
+                windows=_windows(model, rows, options.get("template_arguments")),
             )
             stack.enter_context(intervene(model, planned))
         for edits in zip_longest(*(row.edits for row in rows)):
@@ -249,13 +268,15 @@ def generate_steered(
         return generate(model, [row.conversation for row in rows], **options)
 
 
-def end_tokens(model: TransformerBridge) -> tuple[int, ...]:
-    """Ids at which an answer ends: those of the generation config, and the tokenizer's own."""
-    settings = getattr(model.original_model, "generation_config", None)
-    configured = getattr(settings, "eos_token_id", None)
-    found = configured if isinstance(configured, list | tuple) else [configured]
-    ids = {*found, model.tokenizer.eos_token_id} - {None}
-    return tuple(sorted(int(token) for token in ids))
+def _windows(
+    model: TransformerBridge, rows: Sequence[SteeringRow], arguments: Mapping[str, Any] | None
+) -> list[Window]:
+    """The steered positions of each row; none are named where all are."""
+    if all(row.positions == "all" for row in rows):
+        return []
+    asked = [row.conversation for row in rows]
+    lengths = chat_ids(model, asked, template_arguments=arguments).lengths.tolist()
+    return [window(row.positions, n) for row, n in zip(rows, lengths, strict=True)]
 
 
 def _conversation(question: str | Conversation) -> Conversation:
@@ -264,88 +285,6 @@ def _conversation(question: str | Conversation) -> Conversation:
     if isinstance(question, Mapping):
         raise TypeError("questions holds a single message; put each conversation in a list")
     return question
-
-
-@torch.no_grad()
-def _decode(
-    model: TransformerBridge,
-    prompts: Tokens,
-    max_new_tokens: int,
-    choose: Callable[[Float[Tensor, "row vocab"], Tensor, int], Int[Tensor, "row"]],
-    edits: Sequence[Edit],
-) -> list[list[int]]:
-    """Token ids written for each prompt, up to and with its end token."""
-    hf_model: Any = model.original_model
-    device = next(hf_model.parameters()).device
-    prompts = prompts.to(device)
-    rows, width = prompts.input_ids.shape
-    options: dict[str, Any] = {"use_cache": True}
-    if "logits_to_keep" in inspect.signature(hf_model.forward).parameters:
-        options["logits_to_keep"] = 1
-    own_positions = accepts_mask_derived_position_ids(hf_model)
-
-    ends = torch.tensor(end_tokens(model), device=device, dtype=torch.long)
-    mask = torch.cat(
-        [prompts.attention_mask, prompts.attention_mask.new_ones(rows, max_new_tokens)], dim=1
-    )
-    positions = position_ids(mask)
-    written = torch.full((rows, max_new_tokens), -1, device=device)
-    live = torch.arange(rows, device=device)
-    running = torch.ones(rows, dtype=torch.bool, device=device)
-    chunk, seen = prompts.input_ids, 0
-    for step in range(max_new_tokens):
-        total = width + step
-        if own_positions:
-            options["position_ids"] = positions[:, seen:total]
-        output = hf_model(input_ids=chunk, attention_mask=mask[:, :total], **options)
-        chosen = choose(output.logits[:, -1], live, step)
-        written[live, step] = torch.where(running, chosen, -1)
-        running &= ~torch.isin(chosen, ends)
-        left = int(running.sum())
-        if left == 0:
-            break
-        cache = output.past_key_values
-        if cache is None:
-            raise ValueError(f"{type(hf_model).__name__} keeps no key-value cache to decode with")
-        if left <= (1 - _SPARE) * len(running) and hasattr(cache, "batch_select_indices"):
-            kept = running.nonzero()[:, 0]
-            # On the CPU: the blocks of a model spread over GPUs keep their caches on several.
-            cache.batch_select_indices(kept.cpu())
-            mask, positions, live = mask[kept], positions[kept], live[kept]
-            chosen, running = chosen[kept], running[kept]
-            for each in edits:
-                each.keep(kept)
-        options["past_key_values"] = cache
-        chunk, seen = chosen[:, None], total
-    return [[token for token in ids if token >= 0] for ids in written.tolist()]
-
-
-def _uniform(rows: int, tokens: int, seed: int) -> Float[Tensor, "row token"]:
-    """Draws that depend on the seed and on the row's number alone."""
-    draws = [np.random.default_rng((seed, row)).random(tokens) for row in range(rows)]
-    return torch.from_numpy(np.stack(draws)).float()
-
-
-def _chooser(
-    temperature: float | None, uniform: Float[Tensor, "row token"] | None
-) -> Callable[[Float[Tensor, "row vocab"], Tensor, int], Int[Tensor, "row"]]:
-    """The next tokens from the logits of the rows ``live``: the greatest, or sampled."""
-
-    def choose(logits: Tensor, live: Tensor, step: int) -> Tensor:
-        best = logits.argmax(dim=-1, keepdim=True)
-        # The greatest of a row that holds a NaN is that NaN.
-        if bool(logits.gather(1, best).isnan().any()):
-            raise ValueError(
-                f"the model's logits are not numbers in {logits.dtype}; "
-                "a smaller coefficient or another dtype may help"
-            )
-        if temperature is None or uniform is None:
-            return best[:, 0]
-        summed = (logits.float() / temperature).softmax(dim=-1).cumsum(dim=-1)
-        draw = uniform[live.cpu(), step, None].to(summed.device) * summed[:, -1:]
-        return torch.searchsorted(summed, draw, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-
-    return choose
 
 
 def _answer(model: TransformerBridge, ids: list[int]) -> Answer:

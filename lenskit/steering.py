@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from lenskit._arguments import block_numbers, whole
-from lenskit.models import ClosingTokens, applied, chunk_of, position_ids, require_rows
-from lenskit.operations import Operation, add, apply, find_operations, project_out
+from lenskit.intervention import Intervention, Window, intervene
+from lenskit.operations import Operation, find_operations, project_out
 from lenskit.recipes import DEFAULT
 from lenskit.vectors import ConceptVectors, added, closing_of, parts
 
@@ -33,49 +31,6 @@ if TYPE_CHECKING:
     Operations: TypeAlias = Operation | str | Sequence[Operation | str]
 
 
-@dataclass(frozen=True)
-class Intervention:
-    """What is added to the residual stream: ``Σ_v weights[row, v] directions[v, block]``.
-
-    ``directions``: one entry for each set of vectors, at the blocks listed in ``blocks`` only and
-    already in the unit of the coefficients. ``weights``: the coefficients of every row of the
-    batch; a single row is shared by all of them, a row of zeros is not steered. ``start``: the
-    first absolute position that is steered. ``closing`` and ``candidates``: ids and texts of the
-    closing tokens, where vectors are for these; ``directions`` then have places: what is added at
-    all other tokens, and at each closing token. ``operations``: what is done with the sum, one for
-    all rows or one for each.
-    """
-
-    directions: Float[Tensor, "vector block *place d_model"]
-    weights: Float[Tensor, "row vector"]
-    blocks: tuple[int, ...]
-    start: int = 0
-    closing: tuple[int, ...] = ()
-    candidates: tuple[str, ...] = ()
-    operations: tuple[Operation, ...] = (add,)
-
-    @property
-    def shared(self) -> bool:
-        """Whether one row of weights serves a batch of any size."""
-        return self.weights.shape[0] == 1
-
-    @property
-    def placed(self) -> Bool[Tensor, "row"]:
-        """The rows to which closing tokens matter."""
-        own = (self.directions[:, :, 1:] != self.directions[:, :, :1]).flatten(1).any(dim=1)
-        return self.weights[:, own].any(dim=1)
-
-    def deltas(
-        self, rows: Int[Tensor, "row"] | None = None
-    ) -> Float[Tensor, "block row *place d_model"]:
-        """What each block adds to each row (to ``rows`` of them, in that order), in float64."""
-        weights = self.weights if rows is None or self.shared else self.weights[rows]
-        used = weights.any(dim=0)  # a batch of a large study uses few of its vectors
-        return torch.einsum(
-            "rv,vb...d->br...d", weights[:, used].double(), self.directions[used].double()
-        )
-
-
 def intervention(
     model: TransformerBridge,
     vectors: Steering,
@@ -85,8 +40,9 @@ def intervention(
     start: int = DEFAULT.start,
     relative: bool | None = None,
     operation: Operations = "add",
+    windows: Sequence[Window] = (),
 ) -> Intervention:
-    """The arguments of ``steer``, checked and brought into one form."""
+    """The arguments of ``steer``, checked and brought into one form; ``windows``: one a row."""
     operations = find_operations(operation)
     if coefficient is None and all(each is project_out for each in operations):
         coefficient = 1.0  # its length does not matter
@@ -98,7 +54,10 @@ def intervention(
             f"operation has {len(operations)} entries for {len(weights)} rows; give one for each "
             "row, or one for all"
         )
-    weights = weights.expand(max(len(weights), len(operations)), -1)
+    weights = weights.expand(max(len(weights), len(operations), len(windows)), -1)
+    windows = tuple(windows) if any(each != (0, None) for each in windows) else ()
+    if windows and len(windows) != len(weights):
+        raise ValueError(f"windows are {len(windows)}, for {len(weights)} rows; give one for each")
     if all(each is operations[0] for each in operations):
         operations = operations[:1]
     closing, candidates = closing_of(terms)
@@ -117,7 +76,9 @@ def intervention(
             )
     if not bool(directions.isfinite().all()):
         raise ValueError("vectors hold entries that are not finite; fit them anew")
-    return Intervention(directions, weights, chosen, start, closing, candidates, operations)
+    return Intervention(
+        directions, weights, chosen, start, closing, candidates, operations, windows
+    )
 
 
 @contextmanager
@@ -191,101 +152,6 @@ def steer(
         yield model
 
 
-@contextmanager
-def intervene(model: TransformerBridge, planned: Intervention) -> Iterator[None]:
-    """Apply an intervention to every forward pass inside the context."""
-    with applied(model, ActiveIntervention(planned)):
-        yield
-
-
-class ActiveIntervention:
-    """An intervention at work: the rows that the next forward pass holds, and their positions.
-
-    A generation loop that reorders or drops rows says so with ``batch`` and ``keep``, so that
-    every row keeps its own vectors.
-    """
-
-    what = "steering has coefficients"
-
-    def __init__(self, planned: Intervention) -> None:
-        self.planned = planned
-        self._gate: Tensor | None = None
-        self._place: Tensor | None = None
-        self._closing = ClosingTokens(planned.closing, planned.candidates)
-        self._placed = planned.placed if planned.closing else None
-        self.batch(None)
-
-    @property
-    def number(self) -> int | None:
-        """For how many rows it was made; ``None`` serves a batch of any size."""
-        return None if self.planned.shared else len(self.planned.weights)
-
-    def batch(self, rows: Int[Tensor, "row"] | None) -> None:
-        """Say which rows of the intervention the next batches hold; ``None``: all of them."""
-        self._rows = torch.arange(len(self.planned.weights)) if rows is None else rows.cpu()
-        self._deltas: list[Tensor] = []
-        self._closing.forget()
-
-    def keep(self, rows: Int[Tensor, "row"]) -> None:
-        """Say which rows of the present batch are left in the next forward pass."""
-        if not self.planned.shared:
-            self._rows = self._rows[rows.cpu()]
-            self._deltas = [delta[rows.to(delta.device)] for delta in self._deltas]
-
-    def before_forward(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Check the number of rows, and find the steered positions of this chunk of tokens."""
-        tokens = args[0] if args else kwargs.get("input_ids")
-        tokens = kwargs["inputs_embeds"] if tokens is None else tokens
-        require_rows(self, len(self._rows), tokens.shape[0])
-        if self.planned.start > 0:
-            self._gate = (_positions(tokens, kwargs) >= self.planned.start)[:, :, None]
-        if self._placed is not None:
-            needed = self._placed if self.planned.shared else self._placed[self._rows]
-            self._place = self._closing.places(chunk_of(args, kwargs), needed)
-
-    def hooks(self) -> list[tuple[str, Any]]:
-        """Hook names and functions, for ``model.hooks(fwd_hooks=...)``."""
-        return [
-            (f"blocks.{block}.hook_resid_post", partial(self._add, i))
-            for i, block in enumerate(self.planned.blocks)
-        ]
-
-    def _add(self, i: int, resid: Float[Tensor, "row pos d_model"], hook: Any) -> Tensor:
-        if not self._deltas:
-            deltas = self.planned.deltas(self._rows)
-            self._deltas = list(deltas if self.planned.closing else deltas[:, :, None])
-        delta = self._deltas[i]
-        plainly = self.planned.operations == (add,)
-        # Norms and angles are of the vector as it is, whatever the stream is rounded to.
-        exact = resid.dtype if plainly else torch.promote_types(resid.dtype, torch.float32)
-        if delta.dtype != exact or delta.device != resid.device:
-            delta = self._deltas[i] = delta.to(exact).to(resid.device)
-        delta = self._at_places(delta)
-        # Never in place: the stream may be what another hook has kept.
-        if self._gate is None:
-            return resid + delta if plainly else self._changed(resid, delta)
-        if plainly:
-            self._gate = self._gate.to(resid)
-            return torch.addcmul(resid, self._gate, delta)
-        self._gate = self._gate.to(resid.device, torch.bool)
-        return torch.where(self._gate, self._changed(resid, delta), resid)
-
-    def _changed(
-        self, resid: Float[Tensor, "row pos d_model"], delta: Float[Tensor, "row #pos d_model"]
-    ) -> Tensor:
-        """The stream after each row's own operation."""
-        planned = self.planned.operations
-        own = planned if len(planned) == 1 else [planned[row] for row in self._rows.tolist()]
-        return apply(own, resid, delta)
-
-    def _at_places(self, delta: Float[Tensor, "row place d_model"]) -> Tensor:
-        """What is added at each position of this pass; one entry where it is the same at all."""
-        if self._place is None:
-            return delta[:, :1]
-        place = self._place.to(delta.device)[:, :, None].expand(-1, -1, delta.shape[-1])
-        return delta.expand(len(place), -1, -1).gather(1, place)
-
-
 def _terms(
     vectors: Any, coefficient: Coefficient | None
 ) -> tuple[list[Any], Float[Tensor, "row vector"]]:
@@ -337,18 +203,3 @@ def _numbers(coefficient: Coefficient) -> Float[Tensor, "row"]:
     if not bool(numbers.isfinite().all()):
         raise ValueError(f"coefficient must be finite, got {numbers.tolist()}")
     return numbers.reshape(-1)
-
-
-def _positions(tokens: Tensor, kwargs: dict[str, Any]) -> Int[Tensor, "row pos"]:
-    """Absolute positions of a chunk, which may follow others that are in the cache."""
-    chunk = tokens.shape[1]
-    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        return position_ids(mask)[:, -chunk:]
-    if isinstance(positions, Tensor) and positions.ndim == 2:
-        return positions
-    if mask is not None:
-        raise ValueError("start > 0 needs a two-dimensional attention_mask, or position_ids")
-    cache = kwargs.get("past_key_values")
-    past = 0 if cache is None else cache.get_seq_length()
-    return torch.arange(past, past + chunk, device=tokens.device)[None]

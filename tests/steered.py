@@ -99,6 +99,7 @@ def reference_tokens(
     number: int,
     *,
     start=0,
+    stop=None,
     ends=(),
     own: Float[Tensor, "layer candidate d_model"] | None = None,
 ) -> list[int]:
@@ -109,7 +110,8 @@ def reference_tokens(
     ids = list(ids)
     length = len(ids)
     for _ in range(number):
-        gate = (torch.arange(len(ids)) >= start)[:, None]
+        places = torch.arange(len(ids))
+        gate = ((places >= start) & (places < (len(ids) if stop is None else stop)))[:, None]
         additions = {layer: gate * row for layer, row in enumerate(delta)}
         for layer, row in at_the_end(len(ids), own, length).items() if own is not None else ():
             additions[layer] = additions[layer] + gate * row

@@ -100,6 +100,32 @@ def test_each_row_equals_plain_hooks_without_cache_or_padding(architecture, star
     assert answers[1].token_ids != answers[2].token_ids
 
 
+@pytest.mark.parametrize("operation", ["add", "rotate"])
+def test_each_row_may_be_steered_at_other_positions_of_its_own(model, operation):
+    vectors = random_vectors(model)
+    positions = ("all", "prompt", "generated", "answer", "prompt")
+    asked = (*QUESTIONS, QUESTIONS[1], QUESTIONS[0])
+    rows = [
+        SteeringRow(question, vectors, 4.0, operation=operation, positions=where)
+        for question, where in zip(asked, positions, strict=True)
+    ]
+    answers = generate_steered(model, rows, max_new_tokens=TOKENS, batch_size=3)
+    alone = [generate_steered(model, [row], max_new_tokens=TOKENS)[0] for row in rows]
+    assert answers == alone
+    if operation != "add":
+        return
+    reference = tiny.reference_model(tiny.shared_folder())
+    for row, answer in zip(rows, answers, strict=True):
+        ids = ids_of(model, row.question)
+        start = {"generated": len(ids), "answer": len(ids) - 1}.get(row.positions, 0)
+        stop = len(ids) if row.positions == "prompt" else None
+        delta = 4.0 * vectors.directions
+        expected = reference_tokens(reference, ids, delta, TOKENS, start=start, stop=stop)
+        assert list(answer.token_ids) == expected
+    with pytest.raises(ValueError, match="positions must be one of all, prompt"):
+        SteeringRow("Why?", vectors, 1.0, positions="first")
+
+
 def test_generate_inside_steer_equals_generate_steered_and_both_other_generates(model):
     vectors = random_vectors(model)
     rows = [SteeringRow(question, vectors, 3.0) for question in QUESTIONS]

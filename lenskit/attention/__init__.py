@@ -6,6 +6,7 @@ from lenskit.attention.attend import attend, edited
 from lenskit.attention.contrast import KeyContrast, fit_key_projections, key_contrast
 from lenskit.attention.edit import AttentionEdit
 from lenskit.attention.heads import Heads
+from lenskit.attention.mass import AttentionMass
 from lenskit.attention.policies import (
     InstABoost,
     Knockout,
@@ -23,6 +24,7 @@ from lenskit.attention.view import View
 __all__ = [
     "AdaSeka",
     "AttentionEdit",
+    "AttentionMass",
     "Heads",
     "InstABoost",
     "KeyContrast",

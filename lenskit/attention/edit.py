@@ -88,7 +88,10 @@ class AttentionEdit(Displayed):
 
 
 class ActiveAttention(EditedRows):
-    """Edits of the scores at work, of one kind."""
+    """Edits of the scores at work, of one kind.
+
+    ``gain``: by what the bias of the coming pass is multiplied at each query; ``None``: by nothing.
+    """
 
     def __init__(
         self, model: TransformerBridge, edits: Sequence[AttentionEdit | None], shared: bool
@@ -107,7 +110,17 @@ class ActiveAttention(EditedRows):
             for block in model.blocks
         ]
         self.blocks = tuple(self._heads.any(0).any(-1).nonzero()[:, 0].tolist())
+        self.gain = None
         self._gather()
+
+    @property
+    def gain(self) -> Float[Tensor, "row #pos"] | None:
+        """The factor of the coming pass; without any, nothing is computed."""
+        return self._gain
+
+    @gain.setter
+    def gain(self, gain: Float[Tensor, "row #pos"] | None) -> None:
+        self._gain, self._idle = gain, gain is not None and not bool(gain.any())
 
     def batch(self, rows: Int[Tensor, "row"] | None) -> None:
         super().batch(rows)
@@ -142,7 +155,7 @@ class ActiveAttention(EditedRows):
 
     def change(self, scores: Scores) -> None:
         """Add the policy's bias to the scores of a block."""
-        if scores.block not in self.blocks or not self._any:
+        if scores.block not in self.blocks or not self._any or self._idle:
             return
         bias, cuts = self._bias(scores)
         chosen = self._gate[:, scores.block, :, None, None].to(bias.device)
@@ -163,28 +176,33 @@ class ActiveAttention(EditedRows):
         """
         if (id(self), "bias") in scores.kept:
             return scores.kept[id(self), "bias"]
-        # A window keeps the last keys alone.
-        keys, device = scores.visible.shape[-1], scores.visible.device
-        place, prompt, first = (
-            each[..., -keys:].to(device)
-            for each in (self._key_place, self._key_prompt, self._key_first)
-        )
-        steps = self._steps.to(device)
-        view = View(place, prompt, steps, scores.values, scores.sinks)
+        view = self.view(scores)
+        device, steps = scores.visible.device, view.steps
         bias = self.policy(view).float()
         least = float(bias.min())  # NaN where there is one
         if math.isnan(least):
             raise ValueError(f"{self.policy!r} gives a bias that is not a number")
         if self.protect_bos:
+            first = self._key_first[..., -view.span.shape[-1] :].to(device)
             bias = torch.where(first & ~view.span, 0.0, bias)
         if self.schedule is not None:
-            factor = self.schedule(steps).float()
-            bias = torch.where((factor == 0) | (bias == 0), 0.0, factor * bias)
+            bias = _times(bias, self.schedule(steps))
+        if self.gain is not None:
+            bias = _times(bias, self.gain.to(device)[:, None, :, None])
         bias = torch.where(self._asked.to(device) & scores.visible, bias, 0.0)
         found = bias, least == -math.inf
         if view.static:
             scores.kept[id(self), "bias"] = found
         return found
+
+    def view(self, scores: Scores) -> View:
+        """What a policy sees of a block."""
+        # A window keeps the last keys alone.
+        keys, device = scores.visible.shape[-1], scores.visible.device
+        place, prompt = (
+            each[..., -keys:].to(device) for each in (self._key_place, self._key_prompt)
+        )
+        return View(place, prompt, self._steps.to(device), scores.values, scores.sinks)
 
     def _hooked(self, block: int, scores: Tensor, hook: Any) -> Tensor:
         floor = torch.finfo(scores.dtype).min / 2
@@ -197,3 +215,11 @@ class ActiveAttention(EditedRows):
         # Rows without an edit have no bias in any case.
         edited = self._lengths[self._rows] > 0
         self._every = self._gate[edited].all(dim=(0, 2)).tolist()
+
+
+def _times(
+    bias: Float[Tensor, "row #head query key"], factor: Float[Tensor, "#row 1 #query 1"]
+) -> Float[Tensor, "row #head query key"]:
+    """The product, in which ``-inf`` times 0 is 0."""
+    factor = factor.float()
+    return torch.where((factor == 0) | (bias == 0), 0.0, factor * bias)

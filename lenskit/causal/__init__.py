@@ -10,21 +10,27 @@ from __future__ import annotations
 from lenskit.causal.attribution import attribute
 from lenskit.causal.fitting import fit_vectors
 from lenskit.causal.knockout import knock_out
+from lenskit.causal.optimised import Optimised, optimise
 from lenskit.causal.patching import patch, patch_pairs
+from lenskit.causal.path import DecisionPath, decision_path
 from lenskit.causal.prompts import Noised
 from lenskit.causal.results import Agreement, Patching, agreement
 from lenskit.causal.sources import Mean, Noise
 
 __all__ = [
     "Agreement",
+    "DecisionPath",
     "Mean",
     "Noise",
     "Noised",
+    "Optimised",
     "Patching",
     "agreement",
     "attribute",
+    "decision_path",
     "fit_vectors",
     "knock_out",
+    "optimise",
     "patch",
     "patch_pairs",
 ]

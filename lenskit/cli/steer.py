@@ -143,7 +143,7 @@ def steer(
         answers = generate_steered(
             loaded,
             rows,
-            blocks=_blocks(where, loaded.cfg.n_layers),
+            blocks=numbered_blocks(where, loaded.cfg.n_layers),
             relative=relative,
             max_new_tokens=max_new_tokens,
             progress=terminal(),
@@ -167,7 +167,8 @@ def steer(
         show(table)
 
 
-def _blocks(spec: str, number: int) -> list[int] | None:
+def numbered_blocks(spec: str, number: int) -> list[int] | None:
+    """The blocks of "from1" or "4,5,6" in a model of so many; ``None`` for "all"."""
     if spec == "all":
         return None
     if spec.startswith("from"):

@@ -72,6 +72,15 @@ def choose(
     return Chosen([file[name] for name in which] if which else list(file.values()), None, file)
 
 
+def refuse_judging_workers(named: Chosen, workers: int | None) -> None:
+    """Raise ValueError where each worker would need the model that judges."""
+    if workers is not None and named.file and named.file.judge == "likelihood":
+        raise ValueError(
+            "--workers and judge = 'likelihood' do not go together: each worker "
+            "would need the judging model; leave --workers out"
+        )
+
+
 @app.command()
 def study(
     model: ModelName = EMBEDDED,
@@ -138,12 +147,8 @@ def study(
             raise ValueError("--workers needs --out, the folder in which the workers meet")
         if not own:
             raise ValueError(f"--shard {shard} holds none of the {len(chosen)} concepts")
-        judge = _judge(named, phrases, model)
-        if workers is not None and named.file and named.file.judge == "likelihood":
-            raise ValueError(
-                "--workers and judge = 'likelihood' do not go together: each worker "
-                "would need the judging model; leave --workers out"
-            )
+        judge = judge_of(named, phrases, model)
+        refuse_judging_workers(named, workers)
         numbers = read_numbers(coefficients) if coefficients else None
         tokens = read_tokens(token) if token else None
         where = read_blocks(blocks) if blocks else None
@@ -202,8 +207,8 @@ def study(
             show(f"{left} of {len(chosen)} concepts are still to be done by other shards")
 
 
-def _judge(named: Chosen, phrases: Path | None, model: str) -> Callable[[Any], Any]:
-    """What makes the judge of the answers, once the model is there."""
+def judge_of(named: Chosen, phrases: Path | None, model: str) -> Callable[[Any], Any]:
+    """What makes the judge of the answers, once the model is there (``None`` with workers)."""
     given = dict(named.phrases or {})
     if phrases is not None:
         if named.file is not None:

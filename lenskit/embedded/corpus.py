@@ -54,12 +54,12 @@ def extended(
 # is, out of 512, is learnt from these, and only then which of several it is.
 FIRST_VOICES: Mapping[Task, float] = MappingProxyType(
     {
-        prefixed_statement: 0.20,
+        prefixed_statement: 0.16,
         competing_statement: 0.14,
-        bare_statement: 0.05,
-        prefixed_question: 0.34,
+        bare_statement: 0.04,
+        prefixed_question: 0.40,
         competing_question: 0.08,
-        bare_question: 0.05,
+        bare_question: 0.04,
         neutral_prefix: 0.05,
         carried_persona: 0.09,
     }
@@ -85,7 +85,7 @@ VOICES: Mapping[Task, float] = MappingProxyType(
 
 # The tasks of attention steering take these shares of the mixtures. Concepts keep the larger part:
 # there are 512 of them to learn.
-FIRST_TASK_SHARE, TASK_SHARE = 0.20, 0.30
+FIRST_TASK_SHARE, TASK_SHARE = 0.12, 0.30
 FIRST_MIXTURE = extended(FIRST_VOICES, task_shares(), FIRST_TASK_SHARE)
 MIXTURE = extended(VOICES, task_shares(), TASK_SHARE)
 

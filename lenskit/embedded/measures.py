@@ -10,9 +10,6 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import pandas as pd
-from jaxtyping import Bool, Float
-from sklearn.metrics import roc_auc_score
-from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from lenskit.capture import Capture, capture
@@ -20,13 +17,12 @@ from lenskit.concepts import Concept, concepts
 from lenskit.embedded.grammar import Grammar
 from lenskit.embedded.recipe import with_concepts
 from lenskit.figures import activity_correlation
-from lenskit.labels import gating_head, soft_labels, true_activity
+from lenskit.labels import GRADED, auroc, gating_head, soft_labels, true_activity
 from lenskit.prompts import build_prompts
 from lenskit.selector import select_tokens
 from lenskit.study import Study, Variant, study_concept
 
 COEFFICIENTS = (0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.13, 0.17, 0.22)
-GRADED = (0.1, 0.9)
 STEERED: Mapping[str, Variant] = MappingProxyType(
     {
         "prompted": Variant(control="prompted"),
@@ -39,13 +35,6 @@ STEERED: Mapping[str, Variant] = MappingProxyType(
         "token -3, hard, mean difference": Variant("-3", "hard", "mean difference"),
     }
 )
-
-
-def auroc(label: Float[Tensor, " prompt"], positive: Bool[Tensor, " prompt"]) -> float:
-    """How often a positive prompt's label lies above a negative's; NaN if there are none of one."""
-    if bool(positive.all()) or not bool(positive.any()):
-        return float("nan")
-    return float(roc_auc_score(positive.numpy(), label.numpy()))
 
 
 def gating_auroc(capture: Capture) -> float:

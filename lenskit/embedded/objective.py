@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 from lenskit.embedded.batches import Batch
 from lenskit.embedded.forward import run
 
-RAMP = (0.3, 0.6)
+RAMP = (0.55, 0.8)
 
 
 def objective(

@@ -36,9 +36,13 @@ class Size:
 class Recipe:
     """Everything that a run's result depends on; ``training.json`` and the state file keep it.
 
-    The first ``first`` of the steps (a share) draw from ``FIRST_MIXTURE`` and have no narrow
-    dialogues; the others draw from ``MIXTURE``. ``concepts``: how many concepts, evenly over the
-    classes; 0 for all. ``ramp``: between which shares of the steps the price rises to ``price``.
+    The first ``first`` of the steps (a share) draw from ``FIRST_MIXTURE``, the others from
+    ``MIXTURE``. ``narrow_from`` and ``hidden_from``: the shares of the steps from which on
+    dialogues may be narrow, and closing tokens hidden in them. Not at once, since which of 512
+    concepts it is, is learnt from prompts that the answer sees; and well before the price, which
+    makes answers read the prefix themselves unless the closing tokens already carry it.
+    ``concepts``: how many concepts, evenly over the classes; 0 for all. ``ramp``: between which
+    shares of the steps the price rises to ``price``.
     ``without``: names of tasks that are left out of both mixtures.
     """
 
@@ -47,6 +51,8 @@ class Recipe:
     learning_rate: float = 6e-3
     seed: int = 0
     first: float = 0.5
+    narrow_from: float = 0.25
+    hidden_from: float = 0.5
     price: float = 0.1
     ramp: tuple[float, float] = RAMP
     narrowing: Narrowing = Narrowing()

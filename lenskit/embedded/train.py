@@ -64,8 +64,11 @@ def draw(
     stream = dialogues(grammar, random.getrandbits(48), mixture_at(recipe, step))
     chosen = list(islice(stream, recipe.batch))
     rows = encode(tokenizer, chosen)
-    if step >= recipe.first * recipe.steps:
-        sights = [recipe.narrowing.draw(random) if d.may_be_narrow else None for d in chosen]
+    if step >= recipe.narrow_from * recipe.steps:
+        narrowing = recipe.narrowing
+        if step < recipe.hidden_from * recipe.steps:
+            narrowing = replace(narrowing, hidden=0.0)
+        sights = [narrowing.draw(random) if d.may_be_narrow else None for d in chosen]
         rows = [replace(row, sight=sight) for row, sight in zip(rows, sights, strict=True)]
     return micro_batches(rows, tokens, tokenizer)
 
@@ -221,6 +224,12 @@ def train(
     first: Annotated[float, typer.Option(help="share of steps of the first mixture")] = (
         DEFAULT.first
     ),
+    narrow_from: Annotated[
+        float, typer.Option(help="share of steps from which on dialogues may be narrow")
+    ] = DEFAULT.narrow_from,
+    hidden_from: Annotated[
+        float, typer.Option(help="share of steps from which on closing tokens are hidden in them")
+    ] = DEFAULT.hidden_from,
     price: Annotated[
         float,
         typer.Option(
@@ -239,8 +248,8 @@ def train(
     narrow: Annotated[
         float,
         typer.Option(
-            help="share of the concept dialogues, after the first mixture, whose answer sees no "
-            "text of the prompt, only the template's closing tokens"
+            help="share of the concept dialogues whose answer sees no text of the prompt, only the "
+            "template's closing tokens"
         ),
     ] = NARROWING.narrow,
     hidden: Annotated[
@@ -287,6 +296,8 @@ def train(
         learning_rate=learning_rate,
         seed=seed,
         first=first,
+        narrow_from=narrow_from,
+        hidden_from=hidden_from,
         price=price,
         ramp=(price_from, price_to),
         narrowing=Narrowing(narrow, hidden, forgotten),

@@ -22,6 +22,7 @@ from lenskit.figures.inspection import (
     pattern_rows,
     token_texts,
 )
+from lenskit.figures.paths import path_map
 from lenskit.figures.play import Play, play
 from lenskit.figures.projections import projection_histogram
 from lenskit.figures.sites import site_map
@@ -44,6 +45,7 @@ __all__ = [
     "enrichment_by_block",
     "head_map",
     "over_steering",
+    "path_map",
     "pattern_rows",
     "projection_histogram",
     "row_names",

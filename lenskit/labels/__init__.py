@@ -4,17 +4,38 @@ from __future__ import annotations
 
 from lenskit.labels.activity import activity_labels, true_activity
 from lenskit.labels.attention import hard_labels, soft_labels
-from lenskit.labels.gating import GatingHead, gating_head, gating_labels, two_groups_p_value
+from lenskit.labels.displacement import displacement_cosine
+from lenskit.labels.following import (
+    GRADED,
+    auroc,
+    aurocs,
+    rank_correlation,
+    rank_correlations,
+)
+from lenskit.labels.gating import (
+    GatingHead,
+    explained_by_two_groups,
+    gating_head,
+    gating_labels,
+    two_groups_p_value,
+)
 from lenskit.labels.named import LABELS, find_labels
 
 __all__ = [
+    "GRADED",
     "LABELS",
     "GatingHead",
     "activity_labels",
+    "auroc",
+    "aurocs",
+    "displacement_cosine",
+    "explained_by_two_groups",
     "find_labels",
     "gating_head",
     "gating_labels",
     "hard_labels",
+    "rank_correlation",
+    "rank_correlations",
     "soft_labels",
     "true_activity",
     "two_groups_p_value",

@@ -107,11 +107,11 @@ def two_groups_p_value(
     if len(x) < 4 or np.ptp(x) == 0:
         return 1.0
     null = np.random.default_rng(seed).random((draws, len(x)))
-    reached = _explained(null) >= _explained(x[None])
+    reached = explained_by_two_groups(null) >= explained_by_two_groups(x[None])
     return float((reached.sum() + 1) / (draws + 1))
 
 
-def _explained(x: Float[np.ndarray, "sample value"]) -> Float[np.ndarray, " sample"]:
+def explained_by_two_groups(x: Float[np.ndarray, "sample value"]) -> Float[np.ndarray, " sample"]:
     """The largest share of each sample's variance that lies between two groups."""
     number = x.shape[1]
     ordered = np.sort(x - x.mean(1, keepdims=True), axis=1)

@@ -11,6 +11,7 @@ from lenskit.models.active import (
     paused,
     require_rows,
     rows_of,
+    unwatched,
 )
 from lenskit.models.batches import Arrivals, in_batches
 from lenskit.models.check import PATTERN, RESID, SCORES, ModelReport, check_model, model_report
@@ -21,6 +22,7 @@ from lenskit.models.fused import shares
 from lenskit.models.generating import fused_generation
 from lenskit.models.hugging_face import EMBEDDED, load_hugging_face, model_location
 from lenskit.models.keys import HeadHooks, head_hooks
+from lenskit.models.kv_cache import cache_of
 from lenskit.models.loading import load_model, model_fingerprint, same_model
 from lenskit.models.padding import Limits, limits_of
 from lenskit.models.positions import require_positions
@@ -70,6 +72,7 @@ __all__ = [
     "applied",
     "applied_edits",
     "attention_patterns",
+    "cache_of",
     "chat_ids",
     "check_model",
     "chunk_of",
@@ -102,6 +105,7 @@ __all__ = [
     "special_tokens",
     "tokens_of",
     "tokens_run",
+    "unwatched",
     "use_eager_attention",
     "using",
 ]

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lenskit.models.kv_cache import cache_of
 from lenskit.models.templates import position_ids
 from lenskit.models.use import hooked, using
 
@@ -82,6 +83,29 @@ def paused(model: TransformerBridge) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def unwatched(model: TransformerBridge) -> Iterator[None]:
+    """Without the hooks that are no edit's: what runs inside is seen by nobody else."""
+    with using(model) as note:
+        for point in {id(each): each for each in model.hook_dict.values()}.values():
+            foreign = {
+                handle.hook.id
+                for handle in (*point.fwd_hooks, *point.bwd_hooks)
+                if not is_edit(handle)
+            }
+            for hooks in (point._forward_hooks, point._backward_hooks) if foreign else ():
+                own = dict(hooks)
+                note(partial(_restore, hooks, own))
+                _restore(hooks, {key: hook for key, hook in own.items() if key not in foreign})
+        yield
+
+
+def is_edit(handle: Any) -> bool:
+    """Whether a hook of TransformerLens belongs to an edit."""
+    hook = getattr(handle, "user_hook", None)
+    return isinstance(getattr(hook, "function", hook), EditHook)
+
+
 @dataclass(frozen=True)
 class EditHook:
     """A hook that belongs to an edit, so that it can be told from those of others."""
@@ -139,6 +163,21 @@ class Chunk:
         """How many keys are in the cache, padding among them."""
         return self.real.shape[1] - self.length
 
+    def follows(self, before: Chunk | None) -> bool:
+        """Whether this pass, without a cache, is the one before and a token more in every row."""
+        if before is None or self.ids is None or before.ids is None or self.earlier:
+            return False
+        known, ids = before.ids, self.ids[:, :-1]
+        if known.shape != ids.shape or known.device != ids.device:
+            return False
+        return torch.equal(known, ids) and torch.equal(before.real, self.real[:, :-1])
+
+    @property
+    def last(self) -> Int[Tensor, "row"]:
+        """Where in this pass each row's last real token stands; the last column in an empty row."""
+        behind = self.real[:, -self.length :].flip(1).int().argmax(dim=1)
+        return self.length - 1 - behind
+
 
 def chunk_of(args: tuple, kwargs: dict[str, Any]) -> Chunk:
     """The tokens of a forward pass from what the model is called with.
@@ -148,7 +187,7 @@ def chunk_of(args: tuple, kwargs: dict[str, Any]) -> Chunk:
     ids = args[0] if args else kwargs.get("input_ids")
     tokens = kwargs["inputs_embeds"] if ids is None else ids
     rows, length = tokens.shape[:2]
-    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    mask, cache = kwargs.get("attention_mask"), cache_of(kwargs)
     if isinstance(mask, Tensor) and mask.ndim == 2:
         return Chunk(ids, rows, length, mask.bool())
     if mask is not None:
@@ -169,6 +208,11 @@ def require_rows(edit: Edit, rows: int, given: int) -> None:
             f"{edit.what} for {rows} rows, but the batch has {given}; give one for each row "
             "(beam search, which copies rows, needs one for all)"
         )
+
+
+def _restore(hooks: dict[int, Any], own: dict[int, Any]) -> None:
+    hooks.clear()
+    hooks.update(own)
 
 
 def _leave(stack: list[Any], edit: Any) -> None:

@@ -28,7 +28,7 @@ class ClosingTokens:
 
     def forget(self) -> None:
         """Let the next pass be one of other prompts."""
-        self._before: tuple[Tensor, Tensor, Tensor] | None = None
+        self._before: tuple[Chunk, Int[Tensor, "row"]] | None = None
 
     def places(self, chunk: Chunk, needed: Bool[Tensor, "row"]) -> Int[Tensor, "row pos"] | None:
         """1 to K at the closing tokens of a pass, 0 at all others; ``None`` where all are 0.
@@ -44,12 +44,11 @@ class ClosingTokens:
                 "(inputs_embeds)"
             )
         ids, real = chunk.ids, chunk.real[:, -chunk.length :]
-        first = self._generated(ids, real) if not chunk.earlier else None
-        if first is None:
-            first = self._last(ids, real)
+        grown = self._before is not None and chunk.follows(self._before[0])
+        first = self._before[1] if grown and self._before else self._last(ids, real)
         if not chunk.earlier:
             self._require(chunk, needed, first)
-            self._before = ids, real, first
+            self._before = chunk, first
         column = torch.arange(chunk.length, device=ids.device) - first[:, None]
         inside = (column >= 0) & (column < len(self._run)) & (first >= 0)[:, None]
         return torch.where(inside, column + 1, 0) if bool(inside.any()) else None
@@ -62,16 +61,6 @@ class ClosingTokens:
         same = (ids.unfold(1, size, 1) == self._run.to(ids.device)) & real.unfold(1, size, 1)
         column = torch.arange(same.shape[1], device=ids.device)
         return torch.where(same.all(dim=-1), column, -1).amax(dim=1)
-
-    def _generated(self, ids: Tensor, real: Tensor) -> Int[Tensor, "row"] | None:
-        """Where the prompts begin to end if this pass is the one before and a token more."""
-        if self._before is None:
-            return None
-        known, own, first = self._before
-        if known.shape != ids[:, :-1].shape or known.device != ids.device:
-            return None
-        grown = torch.equal(known, ids[:, :-1]) and torch.equal(own, real[:, :-1])
-        return first if grown else None
 
     def _require(self, chunk: Chunk, needed: Tensor, first: Tensor) -> None:
         missing = needed.to(first.device) & (first < 0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
 
-from lenskit.models.active import EditHook, applied_edits, paused
+from lenskit.models.active import applied_edits, is_edit, paused
 from lenskit.models.check import RESID, SCORES, model_report, probe_tokens
 from lenskit.models.edited import NAME, Kept, Scores, Site, editing
 from lenskit.models.fused import replace_attention, state_of
@@ -58,7 +58,7 @@ def obstacle(model: TransformerBridge) -> str:
         key: point.name
         for key, point in points.items()
         for handle in (*point.fwd_hooks, *point.bwd_hooks)
-        if not isinstance(_function(handle), EditHook)
+        if not is_edit(handle)
     }
     inside = [name for key, name in foreign.items() if key not in residual]
     if inside:
@@ -71,11 +71,6 @@ def obstacle(model: TransformerBridge) -> str:
         with paused(model):
             known[state] = _try(model)
     return known[state]
-
-
-def _function(handle: Any) -> Any:
-    hook = getattr(handle, "user_hook", None)
-    return getattr(hook, "function", hook)
 
 
 @contextmanager

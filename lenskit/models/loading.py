@@ -18,6 +18,7 @@ from lenskit.models.hugging_face import (
     model_location,
     require_model,
 )
+from lenskit.models.kv_cache import hand_on_cache
 from lenskit.models.padding import limits_by_config, set_limits, try_limits
 from lenskit.models.reference import ModelCheckError, Reference, use_eager_attention
 from lenskit.models.templates import load_tokenizer, prepare_tokenizer
@@ -139,6 +140,7 @@ def load_model(
     # The public setter would prepare the tokenizer a second time, in the bridge's manner.
     model._tokenizer = tokenizer
     _keep_rotated_dtype(model)
+    hand_on_cache(model)
     set_limits(model, limits)
     if kept is not None:
         set_report(model, kept)

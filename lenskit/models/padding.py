@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from lenskit.models.kv_cache import cache_of
 from lenskit.models.reference import (
     EVERYTHING,
     Reference,
@@ -97,7 +98,7 @@ def set_limits(model: TransformerBridge, limits: Limits) -> None:
 
     def refuse(module: Any, arguments: tuple, options: Mapping[str, Any]) -> None:
         ids = options.get("input_ids", arguments[0] if arguments else None)
-        earlier = options.get("past_key_values")
+        earlier = cache_of(options)
         length = 0 if ids is None else ids.shape[-1]
         length += getattr(earlier, "get_seq_length", int)()
         if length > longest:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,13 +20,11 @@ from lenskit.models import SCORES, model_fingerprint, model_report
 from lenskit.study import (
     CellsFailed,
     CellStore,
-    Here,
     Key,
-    Pool,
     Row,
     identity,
+    pool_of,
     run_cells,
-    workers_of,
 )
 from lenskit.tasks import Task, emphasised_span
 
@@ -173,7 +170,7 @@ def computed(
     ``cells`` is told the model's shape, which this process may not have loaded.
     """
     whole("batch_size", setting.batch_size, 1)
-    with _pool(model, workers, gpus, ray) as pool:
+    with pool_of(model, _compute, workers, gpus, ray) as pool:
         about = CellStore(None, {})
         try:
             run_cells([{_ABOUT: _about}], pool, about, progress=False)
@@ -186,23 +183,6 @@ def computed(
         groups = [{key: work} for key, work in {c.key: c.work for c in wanted}.items()]
         run_cells(groups, pool, store, score=_mean, title=title, progress=progress)
     return shape, [(cell.of, store.cells[cell.key]) for cell in wanted]
-
-
-@contextmanager
-def _pool(
-    model: Model, workers: int | None, gpus: float | None, ray: bool | None
-) -> Iterator[Pool]:
-    if not isinstance(model, TransformerBridge):
-        with workers_of(model, _compute, workers, gpus, ray) as pool:
-            yield pool
-        return
-    if (workers or 1) != 1 or gpus is not None or ray:
-        raise ValueError(
-            f"workers={workers}, gpus={gpus}, ray={ray}: workers load a model each, so give a "
-            "function that loads it, such as partial(lk.load_model, path), in place of the model"
-        )
-    with closing(Here(lambda: model, _compute)) as here:
-        yield here
 
 
 def _compute(model: TransformerBridge, group: Mapping[Key, Work]) -> dict[Key, Sequence[Row]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lenskit.scoring.grammar import check_grammar_judge, grammar_judge
+from lenskit.scoring.interfering import Interference, interference
 from lenskit.scoring.intervals import mean_interval
 from lenskit.scoring.judges import cohen_kappa, endpoint_judge, likelihood_judge
 from lenskit.scoring.own import file_judge
@@ -21,6 +22,7 @@ __all__ = [
     "cohen_kappa",
     "endpoint_judge",
     "likelihood_judge",
+    "Interference",
     "Judge",
     "Steerability",
     "Verdict",
@@ -29,6 +31,7 @@ __all__ = [
     "file_judge",
     "fluency",
     "grammar_judge",
+    "interference",
     "mean_interval",
     "phrase_judge",
     "repetition",

@@ -127,7 +127,8 @@ def fluency(
     lengths differ. Call it outside ``steer``.
 
     >>> question = concept.questions[0]
-    >>> own, odd = lk.fluency(model, [question] * 2, ["I fear spiders.", "tea tea tea"])
+    >>> answers = [lk.generate(model, question), "tea tea tea"]
+    >>> own, odd = lk.fluency(model, [question] * 2, answers)
     >>> bool(own < odd)
     True
     """

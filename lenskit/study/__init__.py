@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from lenskit.study import experiments
 from lenskit.study.answers import study_concept
 from lenskit.study.cells import CellStore, Key, Row
+from lenskit.study.diagnosis import Diagnosis, diagnose
 from lenskit.study.differences import paired_differences
+from lenskit.study.divergence import (
+    Calibration,
+    Unsteered,
+    calibrate,
+    divergence,
+    neutral_questions,
+    unsteered,
+)
 from lenskit.study.engine import CellsFailed, Here, Pool, run_cells
 from lenskit.study.identity import identity
-from lenskit.study.pools import workers_of
+from lenskit.study.pools import pool_of, workers_of
 from lenskit.study.run import distinct, finished, read_study, run_on_workers, run_study
 from lenskit.study.study import Study
 from lenskit.study.subject import Subject, subject
@@ -17,6 +27,14 @@ from lenskit.study.ways import COEFFICIENTS, CONTROLS, Variant, variants
 __all__ = [
     "COEFFICIENTS",
     "CONTROLS",
+    "Calibration",
+    "Diagnosis",
+    "Unsteered",
+    "calibrate",
+    "diagnose",
+    "divergence",
+    "neutral_questions",
+    "unsteered",
     "CellStore",
     "CellsFailed",
     "Here",
@@ -26,6 +44,7 @@ __all__ = [
     "Study",
     "Variant",
     "distinct",
+    "experiments",
     "finished",
     "identity",
     "paired_differences",
@@ -39,6 +58,7 @@ __all__ = [
     "score_table",
     "write_tables",
     "run_on_workers",
+    "pool_of",
     "workers_of",
 ]
 

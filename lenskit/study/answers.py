@@ -117,7 +117,13 @@ def study_cells(
     batches. A cell that fails takes no other with it.
     """
     planned, failed = _plan(model, cells, settings)
-    texts = _generate(model, planned, settings)
+    texts = answered(
+        model,
+        planned,
+        relative=settings.relative,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+    )
     found: dict[Key, list[Row] | Failure] = {}
     for key, cell in cells.items():
         if key in failed:
@@ -126,7 +132,11 @@ def study_cells(
             found[key] = answers
         else:
             try:
-                found[key] = _judged(cell, planned[key], answers, settings.judge)
+                concept, variant = cell
+                found[key] = [
+                    about | asdict(variant) | said
+                    for about, said in judged(concept, planned[key], answers, settings.judge)
+                ]
             except Exception as error:
                 found[key] = failure(error)
     return found
@@ -164,42 +174,36 @@ def _plan(
     return planned, failed
 
 
-def _generate(
-    model: TransformerBridge, planned: Mapping[Key, Sequence[SteeringRow]], settings: Settings
+def answered(
+    model: TransformerBridge, planned: Mapping[Key, Sequence[SteeringRow]], **options: Any
 ) -> dict[Key, list[str] | Failure]:
-    """The answers of each cell; all in one list of batches, unless one of them fails."""
+    """The answers of each cell; all in one list of batches, unless one of them fails.
+
+    ``options`` are those of ``generate_steered``.
+    """
     rows = [row for own in planned.values() for row in own]
     try:
-        texts = generate_steered(
-            model,
-            rows,
-            relative=settings.relative,
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=settings.batch_size,
-        )
+        texts = generate_steered(model, rows, **options)
     except Exception as error:
         if len(planned) == 1:
             return dict.fromkeys(planned, failure(error))
-        alone = [_generate(model, {key: own}, settings) for key, own in planned.items()]
+        alone = [answered(model, {key: own}, **options) for key, own in planned.items()]
         return {key: texts for each in alone for key, texts in each.items()}
     left = iter(texts)
     return {key: [next(left) for _ in own] for key, own in planned.items()}
 
 
-def _judged(
-    cell: Cell, rows: Sequence[SteeringRow], answers: Sequence[str], judge: Judge
-) -> list[Row]:
-    concept, variant = cell
-    judged = []
+def judged(
+    concept: Concept, rows: Sequence[SteeringRow], answers: Sequence[str], judge: Judge
+) -> list[tuple[Row, Row]]:
+    """For each answer whose it is, and what was asked, said and judged."""
+    about = {"concept_class": concept.concept_class or "custom", "concept": concept.name}
+    found = []
     for row, text in zip(rows, answers, strict=True):
         verdict = as_verdict(judge(concept, str(row.question), text))
-        judged.append(
-            {"concept_class": concept.concept_class or "custom", "concept": concept.name}
-            | asdict(variant)
-            | {"coefficient": row.coefficient, "question": row.question, "answer": str(text)}
-            | {"score": verdict.score, "reason": verdict.reason}
-        )
-    return judged
+        said = {"coefficient": row.coefficient, "question": row.question, "answer": str(text)}
+        found.append((about, said | {"score": verdict.score, "reason": verdict.reason}))
+    return found
 
 
 def studied(settings: Settings, model: TransformerBridge, cells: Mapping[Key, Cell]) -> Results:

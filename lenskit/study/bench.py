@@ -85,14 +85,7 @@ class Workbench:
         blocks = None if vectors is None else self.blocks(variant.blocks)
         if vectors is None or blocks is None:
             return vectors
-        number = self.model.cfg.n_layers
-        if not blocks or not all(0 <= block < number for block in blocks):
-            raise ValueError(
-                f"blocks {variant.blocks!r} must be among 0 to {number - 1} for this model"
-            )
-        kept = vectors.directions.new_zeros(vectors.directions.shape)
-        kept[list(blocks)] = 1
-        return replace(vectors, directions=vectors.directions * kept)
+        return in_blocks(vectors, blocks, variant.blocks)
 
     def vectors(self, variant: Variant) -> ConceptVectors | None:
         """The variant's vectors at every block, fitted once for all that differ in blocks."""
@@ -135,6 +128,19 @@ class Workbench:
         if variant.control == "balanced shuffle":
             return _balanced(labels, captured.prompts.has_prefix, self._generator())
         return labels
+
+
+def in_blocks(
+    vectors: ConceptVectors, blocks: Sequence[int], said: object = None
+) -> ConceptVectors:
+    """The vectors at these blocks, zero at all others; ValueError for blocks that they have not."""
+    number = len(vectors)
+    if not blocks or not all(0 <= block < number for block in blocks):
+        said = list(blocks) if said is None else said
+        raise ValueError(f"blocks {said!r} must be among 0 to {number - 1} for this model")
+    kept = vectors.directions.new_zeros(vectors.directions.shape)
+    kept[list(blocks)] = 1
+    return replace(vectors, directions=vectors.directions * kept)
 
 
 def own_seed(concept: Concept, seed: int) -> int:

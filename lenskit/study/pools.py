@@ -16,8 +16,9 @@ from typing import Any
 import cloudpickle
 import torch
 from threadpoolctl import threadpool_limits
+from transformer_lens.model_bridge import TransformerBridge
 
-from lenskit.study.engine import Compute, Died, Failure, Group, Pool, Results, computed
+from lenskit.study.engine import Compute, Died, Failure, Group, Here, Pool, Results, computed
 
 
 class _Host:
@@ -235,6 +236,31 @@ def workers_of(
     make = _actors if on_ray else _processes
     with make(load, compute, workers, gpus) as pool:
         yield pool
+
+
+@contextmanager
+def pool_of(
+    model: TransformerBridge | Callable[[], TransformerBridge],
+    compute: Compute,
+    workers: int | None = None,
+    gpus: float | None = None,
+    ray: bool | None = None,
+) -> Iterator[Pool]:
+    """This process with a model that is loaded, or workers with a function that loads one each.
+
+    Raises ValueError for workers and a model that is loaded, and what ``workers_of`` raises.
+    """
+    if not isinstance(model, TransformerBridge):
+        with workers_of(model, compute, workers, gpus, ray) as pool:
+            yield pool
+        return
+    if (workers or 1) != 1 or gpus is not None or ray:
+        raise ValueError(
+            f"workers={workers}, gpus={gpus}, ray={ray}: workers load a model each, so give a "
+            "function that loads it, such as partial(lk.load_model, path), in place of the model"
+        )
+    with closing(Here(lambda: model, compute)) as here:
+        yield here
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from lenskit.study.cells import SETTINGS, CellStore, Key, Row
 from lenskit.study.engine import CellsFailed, Here, Pool, Results, run_cells
 from lenskit.study.pools import workers_of
 from lenskit.study.study import Study
+from lenskit.study.tables import table_of
 from lenskit.study.ways import Variant, warn_of_silence
 
 # Workers get so many groups each, so that none waits long for the last of another.
@@ -228,18 +229,7 @@ def _opened(out: str | Path) -> tuple[CellStore, list[Variant]]:
 
 
 def _study(store: CellStore, keys: Sequence[Key]) -> Study:
-    rows = [row for key in keys for row in store.cells[key]]
-    try:
-        return Study(pd.DataFrame(rows))
-    except UnicodeEncodeError:
-        # Half of a surrogate pair, which no table of UTF-8 holds: it is shown as \\udxxx.
-        return Study(pd.DataFrame([{k: _shown(v) for k, v in row.items()} for row in rows]))
-
-
-def _shown(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    return Study(table_of([row for key in keys for row in store.cells[key]]))
 
 
 def _held_out(rows: Sequence[Row]) -> float | None:

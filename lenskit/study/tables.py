@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,20 @@ def write_tables(study: Study, folder: Path) -> list[Path]:
         table.to_csv(temporary, index=False, encoding="utf-8", errors="backslashreplace")
         temporary.replace(folder / name)
     return [folder / name for name in tables]
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The rows as a table; half of a surrogate pair, which none holds, is shown as \\udxxx."""
+    try:
+        return pd.DataFrame(rows)
+    except UnicodeEncodeError:
+        return pd.DataFrame([{k: _shown(v) for k, v in row.items()} for row in rows])
+
+
+def _shown(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _variant(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -250,7 +250,8 @@ def test_cached_generation_equals_uncached_passes_fused_or_not(architecture):
 
     with lk.attend(model, spans, seka, heads=heads):
         quick = answers(model)
-        if architecture not in ("opt",):
+        # Whether GPT-J's attention can be replaced depends on the version of transformers.
+        if architecture not in ("opt", "gptj"):
             assert bool(generating.obstacle(model)) == (architecture in (*JOINT, "gpt_neo"))
         with eager():
             assert answers(model) == quick

@@ -14,7 +14,7 @@ from lenskit.embedded import train
 from lenskit.embedded.batches import Batch, encode, micro_batches
 from lenskit.embedded.corpus import dialogues
 from lenskit.embedded.grammar import load_grammar
-from lenskit.embedded.masks import Narrowing
+from lenskit.embedded.masks import CLOSING, Narrowing
 from lenskit.embedded.objective import objective
 from lenskit.embedded.optimizers import Muon, optimizers, orthogonalised, schedule
 from lenskit.embedded.recipe import Recipe, Size, new_model, with_concepts
@@ -216,7 +216,9 @@ def test_micro_batches_hold_every_row_once_the_longest_first():
     assert max(len(batch.ids) for batch in split) > 1
 
 
-def test_only_dialogues_that_may_be_narrow_are_and_none_before_the_second_mixture(monkeypatch):
+def test_only_dialogues_that_may_be_narrow_are_and_none_before_their_share_of_the_steps(
+    monkeypatch,
+):
     seen = []
     stream = train.dialogues
     monkeypatch.setattr(
@@ -225,12 +227,25 @@ def test_only_dialogues_that_may_be_narrow_are_and_none_before_the_second_mixtur
         lambda *a: (replace(d, may_be_narrow=i % 2 == 0) for i, d in enumerate(stream(*a))),
     )
     monkeypatch.setattr(train, "micro_batches", lambda rows, *_: seen.append(rows) or [])
-    recipe = replace(RECIPE, batch=12, narrowing=Narrowing(narrow=1.0))
+    recipe = replace(RECIPE, batch=12, narrowing=Narrowing(narrow=1.0), narrow_from=0.5)
     for step in range(4):
         train.draw(GRAMMAR, TOKENIZER, recipe, step)
     assert all(row.sight is None for rows in seen[:2] for row in rows)
     for rows in seen[2:]:
         assert [row.sight is not None for row in rows] == [True, False] * 6
+
+
+def test_closing_tokens_are_hidden_from_their_share_of_the_steps_on(monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "micro_batches", lambda rows, *_: seen.append(rows) or [])
+    narrowing = Narrowing(narrow=1.0, hidden=1.0)
+    recipe = replace(RECIPE, batch=12, narrowing=narrowing, narrow_from=0.0, hidden_from=0.5)
+    for step in range(4):
+        train.draw(GRAMMAR, TOKENIZER, recipe, step)
+    begins = [[row.sight.begins for row in rows if row.sight is not None] for rows in seen]
+    assert all(begins)
+    assert {each for rows in begins[:2] for each in rows} == {CLOSING}
+    assert {each for rows in begins[2:] for each in rows} == {CLOSING - 1}
 
 
 def test_the_dialogues_of_a_step_depend_on_seed_and_step_alone(monkeypatch):

@@ -42,7 +42,7 @@ def largest_cache(model, monkeypatch):
         layers = output.past_key_values.layers
         sizes.append(sum(part.nbytes for each in layers for part in (each.keys, each.values)))
 
-    monkeypatch.setattr("lenskit.generation.end_tokens", lambda model: ())
+    monkeypatch.setattr("lenskit.decoding.end_tokens", lambda model: ())
     handle = model.original_model.register_forward_hook(measure)
     try:
         yield sizes

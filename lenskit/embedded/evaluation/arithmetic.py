@@ -12,8 +12,8 @@ from lenskit.concepts import Concept, statement_prompt
 from lenskit.embedded.evaluation.subject import Subject, mean
 from lenskit.embedded.grammar import Entry
 from lenskit.embedded.judge import judge_active, parse
-from lenskit.embedded.measures import GRADED
 from lenskit.generation import SteeringRow, generate_steered
+from lenskit.labels import GRADED
 from lenskit.vectors import ConceptVectors
 
 

@@ -7,29 +7,18 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from lenskit.capture import Capture
 from lenskit.concepts import Concept
 from lenskit.embedded.evaluation.subject import Subject, kept, mean
-from lenskit.embedded.measures import GRADED, activity_followed, gating_auroc
-from lenskit.labels import gating_head, true_activity
+from lenskit.embedded.measures import activity_followed, gating_auroc
+from lenskit.labels import displacement_cosine, gating_head, true_activity
 from lenskit.selector import select_tokens
 
 
-def displacement_cosine(captured: Capture) -> float:
-    """Cosine of the displacements that active and inactive prefixes cause, mean over blocks.
-
-    A displacement is the mean of the prefixed prompts' rows less that of the bare ones, at the
-    selected token. Near 1 inactive prompts carry the concept all the same, and labels can tell
-    nothing.
-    """
-    rate, prefixed = true_activity(captured.prompts), captured.prompts.has_prefix
-    rows = select_tokens(captured).take(captured.resid_post)
-    bare = rows[~prefixed].mean(0)
-    active = rows[prefixed & (rate >= GRADED[1])].mean(0) - bare
-    inactive = rows[prefixed & (rate <= GRADED[0])].mean(0) - bare
-    return float(torch.cosine_similarity(active, inactive, dim=-1).mean())
+def mean_displacement_cosine(captured: Capture) -> float:
+    """``displacement_cosine`` by the true activity, mean over blocks."""
+    return float(displacement_cosine(captured, true_activity(captured.prompts)).mean())
 
 
 def _of_concept(subject: Subject, concept: Concept) -> dict[str, Any]:
@@ -41,7 +30,7 @@ def _of_concept(subject: Subject, concept: Concept) -> dict[str, Any]:
         "p": head.p_value,
         "head": [head.block, head.head, head.candidate - len(captured.candidates)],
         "soft label followed": activity_followed(captured),
-        "displacement cosine": displacement_cosine(captured),
+        "displacement cosine": mean_displacement_cosine(captured),
         "tokens": select_tokens(captured).offsets.tolist(),
     }
 

@@ -13,8 +13,8 @@ from lenskit.embedded.evaluation.answers import answers
 from lenskit.embedded.evaluation.subject import Subject, mean
 from lenskit.embedded.grammar import Entry
 from lenskit.embedded.judge import Verdict, judge_active, judge_answer, parse
-from lenskit.embedded.measures import GRADED
 from lenskit.embedded.recipe import with_concepts
+from lenskit.labels import GRADED
 
 
 def judged(entries: Sequence[Entry], texts: Sequence[str]) -> list[Verdict]:

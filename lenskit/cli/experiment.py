@@ -1,0 +1,143 @@
+"""``lenskit experiment``: one question about steering, on the embedded model or one's own."""
+
+from __future__ import annotations
+
+import shlex
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lenskit.cli.common import (
+    EMBEDDED,
+    Classes,
+    ConceptFileName,
+    Device,
+    ModelName,
+    app,
+    mistakes,
+    show,
+    terminal,
+)
+from lenskit.cli.study import choose, judge_of, refuse_judging_workers
+from lenskit.concepts import among, read_numbers
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lenskit.study import experiments
+
+NAMES = (
+    *("tokens", "labels", "blocks", "proxy", "where", "learners", "classes", "cost", "failures"),
+    "open-prefix",
+)
+
+
+@app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help=f"one of {', '.join(NAMES)}")],
+    model: ModelName = EMBEDDED,
+    classes: Classes = None,
+    which: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--concepts", help="a number for each class, all, or names such as fears/spiders"
+        ),
+    ] = None,
+    concept_file: ConceptFileName = None,
+    coefficients: Annotated[
+        str | None, typer.Option(help="the budget of every way to steer, in residual norms")
+    ] = None,
+    prompts: Annotated[int | None, typer.Option(help="prompts for each concept")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="processes with a GPU each, or a core without")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder that keeps what is finished, and the tables")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="answers generated at once")] = 256,
+    device: Device = None,
+    seed: Annotated[int, typer.Option(help="draws prompts and controls")] = 0,
+) -> None:
+    """Answer one question about steering, with controls, intervals and paired differences.
+
+    The concepts are lenskit's own or those of a --concept-file, whose judge then decides. With
+    --out the experiment can be stopped and started again; the folder then also holds NAME.csv and
+    NAME.md.
+    """
+    with mistakes("Run the same command again to go on." if out else ""):
+        (name,) = among("experiment", [name], NAMES)
+        named = choose(which, classes, concept_file, None, None, None, "4")
+        if workers is not None and out is None:
+            raise ValueError("--workers needs --out, the folder in which the workers meet")
+        refuse_judging_workers(named, workers)
+        judge = judge_of(named, None, model)
+        budget = read_numbers(coefficients) if coefficients else None
+
+        from transformers.utils import logging
+
+        from lenskit.models import load_model
+        from lenskit.study import experiments
+
+        logging.disable_progress_bar()
+        load = partial(load_model, model, device=device)
+        given = load() if workers is None else load
+        options: dict[str, Any] = {
+            **{"coefficients": budget, "prompts": prompts, "batch_size": batch_size, "seed": seed},
+            **{"out": out, "workers": workers, "progress": terminal()},
+            "judge": judge(given if workers is None else None),
+            "statements": (named.file.statements or None) if named.file else None,
+        }
+        options["command"] = _command(
+            name,
+            model=model if model != EMBEDDED else None,
+            concept_file=concept_file,
+            concepts=which,
+            coefficients=coefficients,
+            prompts=prompts,
+            seed=seed or None,
+            **{"class": classes},
+        )
+        found = experiments.EXPERIMENTS[name](given, named.concepts, **options)
+        # Before anything is printed, which may fail.
+        written = found.save(out) if out else []
+        show(experiment_table(found), *found.notes, *(f"wrote {path}" for path in written))
+
+
+def experiment_table(found: experiments.Experiment) -> Table:
+    """The experiment for the terminal: means over concepts, and differences to the reference."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    wide, gained = found.wide(), None
+    if found.reference:
+        chosen = "held out" if "held out" in found.measures else found.measures[0]
+        own = found.table.query("concept_class == 'all' and measure == @chosen")
+        columns = ["difference", "difference_low", "difference_high", "reference"]
+        gained = own.set_index(found.by)[columns]
+    table = Table(title=found.question, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column(found.by)
+    for column in wide.columns:
+        table.add_column(str(column), justify="right", no_wrap=True)
+    if gained is not None:
+        table.add_column(f"{chosen} − {found.reference}", justify="right")
+    for way, row in zip(wide.index, wide.to_numpy(), strict=True):
+        cells = ["" if value != value else f"{value:.2f}" for value in row]
+        if gained is not None:
+            mean, low, high, to = gained.loc[way]
+            ends = f" [{low:+.2f}, {high:+.2f}]" if low == low else ""
+            cells.append("" if mean != mean or way == to else f"{mean:+.2f}{ends}")
+        table.add_row(escape(str(way)), *cells)
+    return table
+
+
+def _command(name: str, **options: Any) -> str:
+    """The command line that says the same again, wherever its results lie."""
+    words = ["lenskit", "experiment", name]
+    for option, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None:
+                words += [f"--{option.replace('_', '-')}", str(one)]
+    return shlex.join(words)

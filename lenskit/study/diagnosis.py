@@ -1,0 +1,285 @@
+"""Why does a vector not steer? What its failure looks like, the likely cause, and what to try."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import pandas as pd
+
+from lenskit._arguments import block_numbers
+from lenskit._display import Displayed, quoted
+from lenskit.capture import capture
+from lenskit.concepts import Concept
+from lenskit.generation import SteeringRow, generate_steered
+from lenskit.prompts import build_prompts
+from lenskit.scoring import Judge, as_verdict, likelihood_judge, repetition
+from lenskit.study.bench import in_blocks
+from lenskit.study.divergence import (
+    Unsteered,
+    calibrate,
+    divergence,
+    neutral_questions,
+    unsteered,
+)
+from lenskit.vectors import ConceptVectors, fit_vectors
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Cause: TypeAlias = Literal[
+    "works",
+    "too little",
+    "too much",
+    "wrong sign",
+    "wrong block",
+    "wrong token",
+    "weak prefix",
+    "unknown",
+]
+# A vector that shows the concept in less than this share of what the prefix does is taken to fail.
+WORKS = 0.3
+# What the prefix must show for anything to be seen.
+WEAKEST = 0.2
+_REPEATED = 0.3
+_STEPS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
+_FEWER = (0.5, 1.0, 2.0)
+_QUESTIONS, _BLOCKS = 4, 4
+_TOKENS = ("attention", "each")
+
+_SAID: Mapping[str, str] = {
+    "works": "it brings the concept into the answers",
+    "too little": "the direction is right, but it is added too weakly to show",
+    "too much": "the direction is right, but it is added so strongly that the answers suffer",
+    "wrong sign": "the vector steers the other way: turn its sign",
+    "wrong block": "vectors fitted anew steer elsewhere, but not in these blocks",
+    "wrong token": "vectors fitted anew steer in these blocks, so these directions are not the "
+    "concept's: read at the wrong token, or of something else",
+    "weak prefix": "the prefix itself hardly shows the concept, by this judge, so that there is "
+    "nothing its vector could do",
+    "unknown": "neither this vector nor one fitted anew steers the concept in any block",
+}
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Diagnosis(Displayed):
+    """The likely ``cause``, with the signatures that it was read from.
+
+    ``coefficients``: from which to which to try, in the unit of those of ``steer``; ``None`` where
+    none helps. ``blocks`` and ``token``: where and how vectors fitted anew do more, for which the
+    coefficients are then meant. ``table``, for each coefficient tried: the share of answers that
+    have ``shown`` the concept, that ``repeated`` themselves, that were ``unchanged``, and the
+    ``divergence`` (nats a token on neutral questions). ``prompted``: the share that the prefix
+    shows. ``reference``: the same of vectors fitted anew, by what they are.
+    """
+
+    cause: Cause
+    coefficients: tuple[float, float] | None
+    table: pd.DataFrame
+    prompted: float
+    reference: Mapping[str, float] = field(default_factory=dict)
+    token: str = ""
+    blocks: tuple[int, ...] | None = None
+
+    def _headline(self) -> str:
+        return f"Diagnosis: {self.cause}"
+
+    def _rows(self) -> dict[str, object]:
+        shown: dict[str, object] = {"because": _SAID[self.cause]}
+        if self.token:
+            shown["token to try"] = self.token
+        if self.blocks:
+            shown["blocks to try"] = quoted(self.blocks)
+        if self.coefficients:
+            low, high = self.coefficients
+            shown["coefficients to try"] = f"{low:.3g} to {high:.3g}"
+        if len(self.table):
+            best = self.table.loc[self.table["shown"].idxmax()]
+            shown["at best shown in"] = (
+                f"{best['shown']:.0%} of the answers, at {best['coefficient']:.3g}"
+            )
+        if self.reference:
+            name = max(self.reference, key=self.reference.__getitem__)
+            shown["fitted anew, at best"] = f"{self.reference[name]:.0%}, {name}"
+        return shown | {"with the prefix": f"{self.prompted:.0%}"}
+
+
+def diagnose(
+    model: TransformerBridge,
+    vectors: ConceptVectors,
+    coefficient: float | None = None,
+    *,
+    blocks: Iterable[int] | None = None,
+    judge: Judge | None = None,
+    concept: Concept | None = None,
+    relative: bool | None = None,
+    prompts: int = 40,
+    statements: Sequence[str] | None = None,
+    max_new_tokens: int = 30,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Diagnosis:
+    """The likely cause why vectors do not steer, and a range of coefficients to try.
+
+    The concept's questions are answered at coefficients around the one that moves the model by half
+    a nat a token, of both signs. Where the concept shows at some of them, the coefficient given is
+    judged; where only at negative ones, the sign. Otherwise ``prompts`` are captured and vectors
+    fitted anew, of the attention-guided token and of each closing token, in the same blocks, in all
+    and in some alone: where these show the concept in the same blocks the directions were wrong
+    (token), and where only in others, the blocks.
+
+    ``coefficient`` and ``blocks``: those that were used; without the first only the direction is
+    judged. ``judge``: by default ``likelihood_judge(model)``. ``concept``: by default that of the
+    vectors; neutral questions are asked where it has none. Raises ValueError for vectors of another
+    model, or that are zero in all blocks.
+
+    >>> judge = lk.phrase_judge(["web", "spider"])
+    >>> found = lk.diagnose(model, vectors, 0.05, judge=judge, prompts=8, max_new_tokens=4)
+    >>> 0 <= found.prompted <= 1
+    True
+    """
+    vectors.check_model(model)
+    chosen = block_numbers("blocks", blocks, len(vectors))
+    vectors = in_blocks(vectors, chosen)
+    acting = vectors.directions.flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+    if not acting:
+        raise ValueError(f"vectors are zero in blocks {list(chosen)}, so they steer nothing")
+    if coefficient is not None and not math.isfinite(coefficient):
+        raise ValueError(f"coefficient must be finite, got {coefficient}")
+    own = vectors.concept if concept is None else concept
+    written = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    probe = _Probe(
+        model,
+        own,
+        own.questions or neutral_questions(_QUESTIONS),
+        likelihood_judge(model) if judge is None else judge,
+        unsteered(model, neutral_questions(_QUESTIONS), **written),
+        relative,
+        written,
+    )
+    prompted = probe.prompted()
+    if prompted < WEAKEST:
+        return Diagnosis("weak prefix", None, pd.DataFrame(), prompted)
+    enough = WORKS * prompted
+    (table,) = probe.curves([vectors], given=coefficient)
+    positive, negative = table[table["coefficient"] > 0], table[table["coefficient"] < 0]
+    most, least = positive["shown"].max(), negative["shown"].max()
+    if most >= enough and most >= least:
+        span = _range(positive)
+        return Diagnosis(_strength(coefficient, span), span, table, prompted)
+    if least >= enough:
+        low, high = _range(negative.assign(coefficient=-negative["coefficient"]))
+        turned = coefficient is not None and coefficient < 0
+        cause = _strength(-coefficient, (low, high)) if turned and coefficient else "wrong sign"
+        return Diagnosis(cause, (-high, -low), table, prompted)
+    number = prompts if statements is None else min(prompts, len(statements) // 2 * 2)
+    made = capture(
+        model,
+        build_prompts(model, own, number=number, statements=statements, seed=seed),
+        progress=False,
+    )
+    every = len(vectors)
+    some = sorted({round(i * (every - 1) / max(1, _BLOCKS - 1)) for i in range(_BLOCKS)})
+    placed = {"the same blocks": acting, "all blocks": list(range(every))}
+    placed |= {f"block {block}": [block] for block in some}
+    tried = [(token, name) for token in ("attention", "each") for name in placed]
+    fitted = {
+        token: fit_vectors(made, token, seed=seed, progress=False)
+        for token in ("attention", "each")
+    }
+    curves = probe.curves(
+        [in_blocks(fitted[token], placed[name]) for token, name in tried], both=False
+    )
+    shown = [float(each["shown"].max()) for each in curves]
+    reference = {
+        f"token {token}, {name}": share for (token, name), share in zip(tried, shown, strict=True)
+    }
+    here = [i for i, (_, name) in enumerate(tried) if name == "the same blocks"]
+    best = max(here, key=shown.__getitem__)
+    cause = "wrong token"
+    if shown[best] < enough:
+        best, cause = max(range(len(tried)), key=shown.__getitem__), "wrong block"
+    if shown[best] < enough:
+        return Diagnosis("unknown", None, table, prompted, reference)
+    token, name = tried[best]
+    where = tuple(placed[name])
+    return Diagnosis(cause, _range(curves[best]), table, prompted, reference, token, where)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Answers over coefficients around the one that is calibrated, and what they show."""
+
+    model: TransformerBridge
+    concept: Concept
+    questions: tuple[str, ...]
+    judge: Judge
+    base: Unsteered
+    relative: bool | None
+    options: Mapping[str, Any]
+
+    def prompted(self) -> float:
+        """The share of answers that show the concept when the prefix stands before the question."""
+        rows = [SteeringRow(each, prefix=self.concept.prefix) for each in self.questions]
+        return sum(map(self._shows, self.questions, self._answers(rows))) / len(rows)
+
+    def curves(
+        self, ways: Sequence[ConceptVectors], *, given: float | None = None, both: bool = True
+    ) -> list[pd.DataFrame]:
+        """A table for each of the vectors: shares of its answers by coefficient, and divergence."""
+        moving = {"relative": self.relative, "batch_size": self.options["batch_size"]}
+        found = calibrate(self.model, list(ways), self.base, **moving)
+        tried = []
+        for each in found:
+            middle = each.coefficient if each.reached else 1.0
+            own = [middle * step for step in (_STEPS if both else _FEWER)]
+            own += [-one for one in own] if both else []
+            tried.append([*own, given] if given and given not in own else own)
+        pairs = [(i, c) for i, own in enumerate(tried) for c in sorted(own)]
+        rows = [SteeringRow(q, ways[i], c) for i, c in pairs for q in self.questions]
+        plain = self._answers([SteeringRow(each) for each in self.questions])
+        answers = iter(self._answers(rows))
+        moved = divergence(
+            self.model, self.base, [ways[i] for i, _ in pairs], [c for _, c in pairs], **moving
+        )
+        tables: list[list[dict[str, float]]] = [[] for _ in ways]
+        for (i, c), far in zip(pairs, moved.tolist(), strict=True):
+            said = [next(answers) for _ in self.questions]
+            shares: dict[str, list[float]] = {
+                "shown": [*map(self._shows, self.questions, said)],
+                "repeated": [repetition(each) > _REPEATED for each in said],
+                "unchanged": [a == b for a, b in zip(said, plain, strict=True)],
+            }
+            means = {name: sum(values) / len(values) for name, values in shares.items()}
+            tables[i].append({"coefficient": c, **means, "divergence": far})
+        return [pd.DataFrame(own) for own in tables]
+
+    def _answers(self, rows: Sequence[SteeringRow]) -> list[str]:
+        return list(generate_steered(self.model, rows, relative=self.relative, **self.options))
+
+    def _shows(self, question: str, answer: str) -> float:
+        return float(as_verdict(self.judge(self.concept, question, answer)).score)
+
+
+def _range(table: pd.DataFrame) -> tuple[float, float]:
+    """The coefficients around the best one that show the concept at least half as often."""
+    own = table.sort_values("coefficient", ignore_index=True)
+    best = int(own["shown"].idxmax())
+    enough = (own["shown"] >= own["shown"].max() / 2).tolist()
+    low = high = best
+    while low > 0 and enough[low - 1]:
+        low -= 1
+    while high < len(own) - 1 and enough[high + 1]:
+        high += 1
+    return float(own.loc[low, "coefficient"]), float(own.loc[high, "coefficient"])
+
+
+def _strength(coefficient: float | None, span: tuple[float, float]) -> Cause:
+    if coefficient is None:
+        return "works"
+    if coefficient < 0:
+        return "wrong sign"
+    low, high = span
+    return "too little" if coefficient < low else "too much" if coefficient > high else "works"

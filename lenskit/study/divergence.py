@@ -1,0 +1,309 @@
+"""How far steering moves a model, and the coefficient that moves it so far.
+
+Coefficients of two ways to steer cannot be compared: one may add its vectors in more blocks, or to
+more tokens. The divergence from the unsteered model's next tokens can, so it is a common budget.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lenskit._arguments import whole
+from lenskit._display import Displayed, count, quoted
+from lenskit.concepts import statement_prompt, statements
+from lenskit.generation import generate
+from lenskit.intervention import Positions, intervene, window
+from lenskit.models import chat_ids, in_batches, pad_left, run_plain, using
+from lenskit.steering import intervention
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from lenskit.vectors import Vectors
+
+TARGET = 0.5
+T = TypeVar("T")
+_QUESTIONS = 8
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of ``calibrate``."""
+
+    target: float
+    positions: Sequence[Positions] | Positions
+    relative: bool | None
+    tolerance: float
+    most: float
+    steps: int
+    batch_size: int
+
+
+@dataclass(frozen=True, repr=False)
+class Unsteered(Displayed):
+    """Unsteered answers to some questions, and what the model expected next along each of them.
+
+    ``ids``: the tokens of each prompt with its answer; ``lengths``: those of the prompt alone.
+    ``log_probs``: the log-probabilities of the next token, from the prompt's last token on, float32
+    on the CPU; its end token counts where the answer came to its end.
+    """
+
+    questions: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...] = field(repr=False)
+    lengths: tuple[int, ...] = field(repr=False)
+    log_probs: tuple[Float[Tensor, "token vocab"], ...] = field(repr=False)
+
+    def _headline(self) -> str:
+        return f"Unsteered answers to {count(len(self.questions), 'question')}"
+
+    def _rows(self) -> dict[str, object]:
+        tokens = sum(len(each) for each in self.log_probs)
+        return {"questions": quoted(self.questions), "tokens": f"{tokens} expected"}
+
+
+@dataclass(frozen=True)
+class Calibration(Displayed):
+    """The ``coefficient`` at which the mean divergence is the target, and that ``divergence``.
+
+    Where no coefficient tried moves the model so far both are NaN.
+    """
+
+    coefficient: float
+    divergence: float
+
+    @property
+    def reached(self) -> bool:
+        """Whether there is such a coefficient."""
+        return math.isfinite(self.coefficient)
+
+
+def neutral_questions(number: int = _QUESTIONS) -> tuple[str, ...]:
+    """So many questions that ask for no concept: about general statements kept from all prompts."""
+    every = statements("held_out")
+    number = whole("number", number, 1, len(every))
+    return tuple(statement_prompt(every[i * len(every) // number]) for i in range(number))
+
+
+def unsteered(
+    model: TransformerBridge,
+    questions: Iterable[str] | None = None,
+    *,
+    max_new_tokens: int = 30,
+    batch_size: int = 64,
+) -> Unsteered:
+    """Greedy answers of the model as it is, and its next-token log-probabilities along them.
+
+    ``questions``: by default ``neutral_questions()``. Call it outside ``steer`` and ``attend``.
+    """
+    asked = neutral_questions() if questions is None else tuple(questions)
+    if not asked or isinstance(questions, str):
+        raise ValueError(f"questions must be a list of at least one text, got {questions!r}")
+    whole("max_new_tokens", max_new_tokens, 1)
+    answers = generate(model, asked, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    prompts = chat_ids(model, [[{"role": "user", "content": each}] for each in asked])
+    ids, lengths = [], []
+    for own, mask, answer in zip(prompts.input_ids, prompts.attention_mask, answers, strict=True):
+        prompt = own[mask.bool()].tolist()
+        # What is expected behind the last token counts where the model did end there.
+        written = answer.token_ids if answer.finished else answer.token_ids[:-1]
+        ids.append((*prompt, *written))
+        lengths.append(len(prompt))
+    plain = Unsteered(asked, tuple(ids), tuple(lengths), ())
+    expected = log_probs_along(model, plain, batch_size, read=lambda row, own: own)
+    return Unsteered(asked, plain.ids, plain.lengths, tuple(expected))
+
+
+def divergence(
+    model: TransformerBridge,
+    base: Unsteered,
+    vectors: Sequence[Vectors],
+    coefficients: Sequence[float],
+    positions: Sequence[Positions] | Positions = "all",
+    *,
+    relative: bool | None = None,
+    batch_size: int = 64,
+) -> Float[Tensor, " way"]:
+    """Mean KL(unsteered ‖ steered) of the next token along the unsteered answers, in nats a token.
+
+    A number for each of ``vectors`` with its coefficient and positions (``SteeringRow``); each
+    question counts alike. ``inf`` where the steered model excludes what the other expects, NaN
+    where its logits are not numbers. Each way costs a forward pass for each question.
+    """
+    where = [positions] * len(vectors) if isinstance(positions, str) else list(positions)
+    if not len(vectors) == len(coefficients) == len(where):
+        raise ValueError(
+            f"vectors, coefficients and positions must be as many, got {len(vectors)}, "
+            f"{len(coefficients)} and {len(where)}"
+        )
+    number = len(base.questions)
+    steered = [
+        (one, coefficient, each)
+        for one, coefficient, each in zip(vectors, coefficients, where, strict=True)
+        for _ in range(number)
+    ]
+    if not steered:
+        return torch.empty(0)
+
+    def moved(row: int, log_probs: Float[Tensor, "token vocab"]) -> float:
+        return _kl(base.log_probs[row % number], log_probs)
+
+    found = log_probs_along(model, base, batch_size, steered, relative, read=moved)
+    return torch.tensor(found).view(-1, number).mean(dim=1)
+
+
+@overload
+def calibrate(
+    model: TransformerBridge,
+    vectors: Vectors,
+    base: Unsteered | Iterable[str] | None = None,
+    **options: Unpack[Options],
+) -> Calibration: ...
+@overload
+def calibrate(
+    model: TransformerBridge,
+    vectors: Sequence[Vectors],
+    base: Unsteered | Iterable[str] | None = None,
+    **options: Unpack[Options],
+) -> list[Calibration]: ...
+def calibrate(
+    model: TransformerBridge,
+    vectors: Vectors | Sequence[Vectors],
+    base: Unsteered | Iterable[str] | None = None,
+    *,
+    target: float = TARGET,
+    positions: Sequence[Positions] | Positions = "all",
+    relative: bool | None = None,
+    tolerance: float = 0.05,
+    most: float = 64.0,
+    steps: int = 24,
+    batch_size: int = 64,
+) -> Calibration | list[Calibration]:
+    """The coefficient of each of ``vectors`` that moves the model by ``target`` nats a token.
+
+    Found by doubling or halving until the mean ``divergence`` from ``base`` lies on both sides of
+    the target, and by bisection on a logarithmic scale from there, to within ``tolerance`` of the
+    target; the coefficients are those of ``steer``, and not above ``most``. Of several coefficients
+    it is one; divergence mostly grows with them. ``base``: what ``unsteered`` gives, or questions;
+    by default eight neutral ones. All vectors are tried side by side. One of them gives one
+    ``Calibration``, a list a list.
+
+    Raises ValueError for a target, tolerance or bound that is not positive.
+
+    >>> found = lk.calibrate(model, vectors, ["What makes a good day?"], target=0.5)
+    >>> abs(found.divergence - 0.5) <= 0.025
+    True
+    """
+    for name, value in (("target", target), ("tolerance", tolerance), ("most", most)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a finite number above 0, got {value}")
+    several: list[Any] = list(vectors) if isinstance(vectors, list | tuple) else [vectors]
+    where = [positions] * len(several) if isinstance(positions, str) else list(positions)
+    if not isinstance(base, Unsteered):
+        base = unsteered(model, base, batch_size=batch_size)
+    searches = [_Search(target, tolerance, most) for _ in several]
+    for _ in range(steps):
+        live = [i for i, search in enumerate(searches) if search.found is None]
+        if not live:
+            break
+        reached = divergence(
+            model,
+            base,
+            [several[i] for i in live],
+            [searches[i].coefficient for i in live],
+            [where[i] for i in live],
+            relative=relative,
+            batch_size=batch_size,
+        )
+        for i, value in zip(live, reached.tolist(), strict=True):
+            searches[i].learn(value)
+    results = [search.found or Calibration(math.nan, math.nan) for search in searches]
+    return results if isinstance(vectors, list | tuple) else results[0]
+
+
+class _Search:
+    """Bisection for one way, which learns what the coefficient asked for gave."""
+
+    def __init__(self, target: float, tolerance: float, most: float) -> None:
+        self._target, self._tolerance, self._most = target, tolerance, most
+        self._low, self._high = 0.0, math.inf
+        self.coefficient = min(0.1, most)
+        self.found: Calibration | None = None
+
+    def learn(self, divergence: float) -> None:
+        if abs(divergence - self._target) <= self._tolerance * self._target:
+            self.found = Calibration(self.coefficient, divergence)
+            return
+        # What is not a number comes of too large a coefficient.
+        if divergence < self._target:
+            self._low = self.coefficient
+        else:
+            self._high = self.coefficient
+        if self._low >= self._most or self._high < 1e-6:
+            self.found = Calibration(math.nan, math.nan)
+        elif self._high == math.inf:
+            self.coefficient = min(2 * self._low, self._most)
+        elif self._low == 0:
+            self.coefficient = self._high / 2
+        else:
+            self.coefficient = math.sqrt(self._low * self._high)
+
+
+def _kl(p: Float[Tensor, "token vocab"], q: Float[Tensor, "token vocab"]) -> float:
+    chances = p.exp()
+    gained = torch.where(chances > 0, chances * (p - q), 0.0)
+    return float(gained.sum(dim=-1).mean())
+
+
+@torch.no_grad()
+def log_probs_along(
+    model: TransformerBridge,
+    base: Unsteered,
+    batch_size: int,
+    steered: Sequence[tuple[Vectors, float, Positions]] = (),
+    relative: bool | None = None,
+    *,
+    read: Callable[[int, Float[Tensor, "token vocab"]], T],
+) -> list[T]:
+    """What ``read(row, log_probs)`` makes of each row's next-token log-probabilities.
+
+    They begin at the prompt's last token, in float32 on the CPU, and are not kept: of a large
+    vocabulary they would not fit. ``base``: whose own ``log_probs`` are not used. ``steered``: what
+    is added in each row, whose questions take turns; nothing by default.
+    """
+    number, rows = len(base.ids), len(steered) or len(base.ids)
+    tokens = pad_left([base.ids[row % number] for row in range(rows)], model.tokenizer.pad_token_id)
+    lengths = [base.lengths[row % number] for row in range(rows)]
+    hf_model: Any = model.original_model
+    found: dict[int, T] = {}
+
+    def run(index: Tensor) -> None:
+        batch, own = tokens.rows(index).trimmed(), index.tolist()
+        counts = [int(tokens.lengths[row]) - lengths[row] + 1 for row in own]
+        options: dict[str, Any] = {"use_cache": False}
+        if "logits_to_keep" in inspect.signature(hf_model.forward).parameters:
+            options["logits_to_keep"] = max(counts)
+        if not steered:
+            logits = run_plain(hf_model, batch, **options).logits
+        else:
+            planned = intervention(
+                model,
+                [steered[row][0] for row in own],
+                [steered[row][1] for row in own],
+                relative=relative,
+                windows=[window(steered[row][2], lengths[row]) for row in own],
+            )
+            with intervene(model, planned):
+                logits = run_plain(hf_model, batch, **options).logits
+        for row, kept, each in zip(own, counts, logits, strict=True):
+            found[row] = read(row, each[-kept:].float().log_softmax(dim=-1).cpu())
+
+    with using(model):
+        in_batches(tokens, batch_size, run, progress=False, description="Measuring divergence")
+    return [found[row] for row in range(rows)]

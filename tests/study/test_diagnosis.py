@@ -1,0 +1,118 @@
+"""Causes named from signatures: what is shown is given, so that every case is met exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from steered import random_vectors
+
+from lenskit.generation import SteeringRow
+from lenskit.study import diagnosis
+from lenskit.study.diagnosis import diagnose
+from lenskit.study.divergence import Calibration
+
+QUESTIONS = ("Who?", "Why?", "Where to?")
+
+
+@pytest.fixture
+def vectors():
+    found = random_vectors(tiny.shared_model())
+    return replace(found, concept=replace(found.concept, questions=QUESTIONS))
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Which rows show the concept, by a function of them; the calibrated coefficient is 1."""
+    own: dict = {"shows": lambda row: False}
+
+    def shown(model, rows, **options):
+        return ["yes" if row.prefix or own["shows"](row) else "no" for row in rows]
+
+    def calibrated(model, several, *given, **options):
+        return [Calibration(1.0, 0.5)] * len(several)
+
+    monkeypatch.setattr(diagnosis, "generate_steered", shown)
+    monkeypatch.setattr(diagnosis, "unsteered", lambda *given, **options: None)
+    monkeypatch.setattr(diagnosis, "calibrate", calibrated)
+    monkeypatch.setattr(
+        diagnosis, "divergence", lambda model, base, several, c, **o: torch.tensor(c).abs()
+    )
+    return own
+
+
+def said(vectors, coefficient=None, **options):
+    return diagnose(
+        tiny.shared_model(),
+        vectors,
+        coefficient,
+        judge=lambda concept, question, answer: answer == "yes",
+        prompts=8,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("coefficient", "cause"),
+    [
+        *((None, "works"), (1.0, "works"), (6.0, "too much"), (0.01, "too little")),
+        (-1.0, "wrong sign"),
+    ],
+)
+def test_of_a_good_direction_the_coefficient_is_judged(seen, vectors, coefficient, cause):
+    seen["shows"] = lambda row: 0.4 < row.coefficient < 2.5
+    found = said(vectors, coefficient)
+    assert found.cause == cause and found.coefficients == (0.5, 2.0)
+    assert "0.5 to 2" in repr(found) and cause in repr(found)
+    tried = found.table.set_index("coefficient")
+    assert tried.loc[1.0, "shown"] == 1 and tried.loc[4.0, "unchanged"] == 1
+    assert tried.loc[-4.0, "divergence"] == 4
+
+
+def test_a_vector_of_the_wrong_sign_is_to_be_turned(seen, vectors):
+    seen["shows"] = lambda row: -2.5 < row.coefficient < -0.4
+    found = said(vectors, 1.0)
+    assert found.cause == "wrong sign" and found.coefficients == (-2.0, -0.5)
+    assert said(vectors, -1.0).cause == "works" and said(vectors, -9.0).cause == "too much"
+
+
+def test_what_vectors_fitted_anew_do_tells_a_wrong_token_from_a_wrong_block(seen, vectors):
+    def only(good: set[int], token: str):
+        def shows(row: SteeringRow) -> bool:
+            if row.vectors is None or row.vectors.learner == "random":
+                return False
+            acting = row.vectors.directions.flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+            own = "each" if row.vectors.closing else "attention"
+            return own == token and bool(set(acting) & good) and row.coefficient > 0.4
+
+        return shows
+
+    seen["shows"] = only({2}, "attention")
+    found = said(vectors, 1.0, blocks=[2])
+    assert (found.cause, found.token, found.blocks) == ("wrong token", "attention", (2,))
+    assert found.coefficients == (0.5, 2.0)
+    seen["shows"] = only({0}, "each")
+    found = said(vectors, 1.0, blocks=[2])
+    assert (found.cause, found.token) == ("wrong block", "each") and 0 in found.blocks
+    assert found.reference["token attention, all blocks"] == 0
+    seen["shows"] = only(set(), "each")
+    found = said(vectors, 1.0, blocks=[2])
+    assert found.cause == "unknown" and found.coefficients is None and found.blocks is None
+
+
+def test_a_prefix_that_shows_nothing_is_the_cause_itself(seen, vectors):
+    found = diagnose(tiny.shared_model(), vectors, 1.0, judge=lambda *given: 0.0)
+    assert found.cause == "weak prefix" and found.prompted == 0 and "weak prefix" in repr(found)
+
+
+def test_arguments_that_cannot_be_meant_are_named(vectors):
+    model = tiny.shared_model()
+    with pytest.raises(ValueError, match="coefficient must be finite"):
+        diagnose(model, vectors, float("nan"))
+    nothing = replace(vectors, directions=torch.zeros_like(vectors.directions))
+    with pytest.raises(ValueError, match="steer nothing"):
+        diagnose(model, nothing)
+    with pytest.raises(ValueError, match="were made with model"):
+        diagnose(model, replace(vectors, model="other:0123"))

@@ -1,0 +1,80 @@
+"""``lenskit experiment`` on a model, concepts and a judge of one's own."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+from lenskit.cli import app
+from lenskit.cli.experiment import NAMES
+from lenskit.study.experiments import EXPERIMENTS
+
+OWN = """
+questions = ["Who?", "Why?", "Where to?"]
+statements = ["Rain is wet.", "Maps are old.", "Tea is hot.", "Sundays are long.",
+              "Sand is warm.", "Tea is cold.", "Rain is late.", "Maps are new."]
+[concepts.tea]
+prefix = "Take on the role of an expert tea taster."
+phrases = ["a", "e", "i"]
+[concepts.milk]
+prefix = "Personify someone who is terrified of milk."
+phrases = ["o"]
+"""
+
+
+def lenskit(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def own(tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text(OWN)
+    return file
+
+
+def test_the_commands_names_are_those_of_the_library():
+    assert set(EXPERIMENTS) == set(NAMES)
+
+
+def test_an_experiment_runs_on_a_model_and_concepts_of_ones_own(own, tmp_path):
+    out = tmp_path / "out"
+    model = ("--model", tiny.shared_folder(), "--device", "cpu", "--concept-file", own)
+    quick = ("--prompts", 8, "--coefficients", "0.5,2")
+    done = lenskit("experiment", "tokens", *model, *quick, "--out", out)
+    assert done.exit_code == 0, done.output
+    table = pd.read_csv(out / "tokens.csv")
+    assert {"token by attention", "unsteered"} <= set(table.way)
+    assert "Which token should a concept be read from?" in done.stdout
+    text = (out / "tokens.md").read_text()
+    said = f"lenskit experiment tokens --model {tiny.shared_folder()} --concept-file {own}"
+    assert f"`{said} --coefficients 0.5,2 --prompts 8`" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["token"], "'token' is not one of tokens, labels"),
+        (["tokens", "--workers", "2"], "--workers needs --out"),
+        (["tokens", "--model", "nowhere"], "answers are judged by phrases"),
+        (["tokens", "--coefficients", "0"], "above 0"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, said):
+    refused = lenskit("experiment", *arguments)
+    assert refused.exit_code == 1
+    assert said in refused.stderr and refused.stderr.startswith("Error: ")
+
+
+def test_a_saved_vector_is_diagnosed(own, tmp_path):
+    model = ("--model", tiny.shared_folder(), "--device", "cpu")
+    file = tmp_path / "tea.safetensors"
+    made = lenskit("fit", file, *model, "--concept-file", own, "--concept", "tea")
+    assert made.exit_code == 0, made.output
+    done = lenskit("diagnose", file, *model, "--coefficient", "0.1", "--concept-file", own)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("Diagnosis: ") and "because" in done.stdout
+    refused = lenskit("diagnose", file, *model, "--blocks", "top2")
+    assert refused.exit_code == 1 and "needs an enrichment test" in refused.stderr
