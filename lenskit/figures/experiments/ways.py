@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from lenskit.figures.experiments.marks import DIFFERENCE, bars, points, rows_named, zero
 from lenskit.figures.experiments.tables import controls, measured, need, number_of, of_class
@@ -81,6 +82,7 @@ def ways_compared(
         points(axes, own[own["measure"] == measure], order, colours, by=by)
         axes.set_title(plain(measure), fontsize=9.5)
     for axes in panels[1:]:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", color=PALE, linewidth=0.5)
     _key(figure, shown, bool(set(order) & set(grey)))

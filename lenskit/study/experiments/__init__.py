@@ -23,6 +23,7 @@ from lenskit.study.experiments.open_prefix import open_prefix
 from lenskit.study.experiments.proxy import proxy
 from lenskit.study.experiments.result import Experiment
 from lenskit.study.experiments.setting import Setting
+from lenskit.study.experiments.sizes import model_folders, sizes, trained_on
 from lenskit.study.experiments.tokens import tokens
 from lenskit.study.experiments.ways import Fitted, Way, controls
 from lenskit.study.experiments.where import where
@@ -41,7 +42,10 @@ EXPERIMENTS: Mapping[str, Callable[..., Experiment]] = MappingProxyType(
         "open-prefix": open_prefix,
     }
 )
-"""Every experiment, by the name that ``lenskit experiment`` knows it by."""
+"""Every experiment on one model, by the name that ``lenskit experiment`` knows it by.
+
+Two more bring models of their own: ``sizes``, several of them, and ``beyond_text``.
+"""
 
 __all__ = [
     "EXPERIMENTS",
@@ -56,9 +60,12 @@ __all__ = [
     "failures",
     "labels",
     "learners",
+    "model_folders",
     "open_prefix",
     "proxy",
+    "sizes",
     "tokens",
+    "trained_on",
     "where",
 ]
 
