@@ -77,9 +77,7 @@ DRAWINGS: Mapping[str, Drawing] = MappingProxyType(
         ),
         "cost": Drawing("cost", cost_frontier, "What quality costs"),
         "beyond-text": Drawing(
-            "beyond-text",
-            partial(ways_compared, measures=("score",), by="way"),
-            "Sequences that are no language: planted motifs",
+            "beyond-text", ways_compared, "Sequences that are no language: planted motifs"
         ),
         "diagnosis": Drawing("diagnosis", causes_named, "Planted faults and the causes named"),
         "ablation": Drawing("ablation", ablation_compared, "What each ingredient brings"),

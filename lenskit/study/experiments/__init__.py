@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from lenskit.study.experiments.beyond_text import beyond_text
 from lenskit.study.experiments.blocks import blocks
 from lenskit.study.experiments.classes import classes
 from lenskit.study.experiments.cost import cost
@@ -53,6 +54,7 @@ __all__ = [
     "Fitted",
     "Setting",
     "Way",
+    "beyond_text",
     "blocks",
     "classes",
     "controls",

@@ -99,11 +99,10 @@ class Motifs:
     def batches(self, number: int, seed: int) -> Iterator[list[Sequence4]]:
         """Training batches: one sequence in four has no motif, the others one that is drawn."""
         draw = random.Random(f"training {seed}")
+        own = range(len(self.motifs))
         while True:
-            yield [
-                self.planted(draw, draw.choice([None, *range(len(self.motifs)), *range(len(self.motifs))]))
-                for _ in range(number)
-            ]
+            drawn = [None if draw.random() < 0.25 else draw.choice(own) for _ in range(number)]
+            yield [self.planted(draw, motif) for motif in drawn]
 
 
 def train_motifs(
