@@ -17,12 +17,12 @@ def read_table(file: str | Path) -> pd.DataFrame:
 
     Words of the judge's reasons and the like are taken as they stand: "None" is a word, too.
     """
-    table = pd.read_csv(file, keep_default_na=False, na_values={})
+    table = pd.read_csv(file, keep_default_na=False)
     for column in table:
         if column in WORDS or column in _MORE_WORDS:
             table[column] = table[column].astype(str)
             continue
-        numbers = pd.to_numeric(table[column].replace("", np.nan), errors="coerce")
+        numbers = pd.to_numeric(table[column], errors="coerce")
         if numbers.notna().sum() == (table[column].astype(str) != "").sum():
             table[column] = numbers
     return table

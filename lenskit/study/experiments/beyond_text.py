@@ -109,8 +109,8 @@ def beyond_text(
             "model": answered_rightly(model, world, seed=seed),
         },
         notes=(
-            f"{motifs} motifs of five letters, {number} prompts each, {tests} test prompts; n is of "
-            "motifs. Whether a motif is active was planted, and no label has seen it.",
+            f"{motifs} motifs of five letters, {number} prompts each, {tests} test prompts; n is"
+            " of motifs. Whether one is active was planted, and no label has seen it.",
         ),
     )
 
@@ -287,7 +287,7 @@ class _Bench:
 
     def blocks(self) -> list[dict[str, Any]]:
         """Enrichment and selected token, from the end, of each block."""
-        offsets = (self.tokens.index - len(CLOSING)).tolist()
+        offsets = self.tokens.offsets.tolist()
         scores = self.enrichment.scores.tolist()
         return [
             {**self.about, "way": f"block {block}", "enrichment": score, "selected token": offset}

@@ -51,10 +51,9 @@ class Depth:
         clear = (rate >= GRADED[1]) | (rate <= GRADED[0])
         active = rate[clear] > 0.5
         own = tokens.take(pool_heads(captured.attention_to_prefix, "mean"))
-        offsets = tokens.index - len(tokens.candidates)
         values = {
             "enrichment": bench.enrichment.scores,
-            TOKEN: offsets.float(),
+            TOKEN: tokens.offsets.float(),
             "soft label AUROC": aurocs(own[prefixed][clear], active),
             "gating AUROC": aurocs(most_varying(captured)[prefixed][clear], active),
             "held-out correlation": quietly(held_out_correlation, bench),
