@@ -87,6 +87,11 @@ def experiment(
                 + ("which has --folder" if name == "sizes" else "which trains one of its own")
             )
         named = choose(which, classes, concept_file, None, None, None, "4")
+        if name == "sizes" and named.file and named.file.judge == "likelihood":
+            raise ValueError(
+                "judge = 'likelihood' needs a model that judges, and sizes has several; "
+                "give phrases"
+            )
         if workers is not None and out is None:
             raise ValueError("--workers needs --out, the folder in which the workers meet")
         refuse_judging_workers(named, workers)

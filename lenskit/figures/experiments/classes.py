@@ -65,12 +65,17 @@ def classes_compared(
 
 @styled()
 def causes_named(
-    causes: pd.DataFrame, table: pd.DataFrame | None = None, *, title: str = ""
+    causes: pd.DataFrame,
+    table: pd.DataFrame | None = None,
+    *,
+    unit: str = "concepts",
+    title: str = "",
 ) -> Figure:
     """How often each cause was named for each fault that was planted; framed: the right one.
 
     ``causes``: that part of the experiment "failures", or what ``benchmarks.diagnosis`` writes;
-    where its ``table`` is given the share named rightly is beside it with its 95 % interval.
+    where its ``table`` is given the share named rightly is beside it with its 95 % interval, and n
+    in ``unit``.
     """
     need(causes, ["way", "expected", "cause", "share"], "causes")
     faults = list(dict.fromkeys(causes["way"]))
@@ -98,8 +103,8 @@ def causes_named(
         panels[0].add_patch(_frame(names.index(expected[fault]), row))
     panels[0].set_xticks(range(len(names)), [plain(n) for n in names], rotation=40, ha="right")
     rows_named(panels[0], faults)
-    counted = "" if table is None else f", n = {number_of(table)} concepts"
-    panels[0].set_title(f"cause named, % of cases{counted}", fontsize=10)
+    counted = "" if table is None else f" (n = {number_of(table)} {unit})"
+    panels[0].set_title(f"cause named, %{counted}", fontsize=10)
     if table is not None and beside:
         own = table[(table["measure"] == "named rightly") & (table["concept_class"] == "all")]
         points(panels[1], own, faults, [BLUE] * len(faults), by="way")

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lenskit.figures.experiments.marks import DIFFERENCE, doubling, level, lines, zero
-from lenskit.figures.experiments.tables import controls, need, number_of, of_class, rows_of
+from lenskit.figures.experiments.tables import controls, named, need, number_of, of_class, rows_of
 from lenskit.figures.style import PALE, new_figure, plain, styled
 
 _ALL = ("prefix in the prompt", "shuffled labels", "random vector")
@@ -25,7 +25,7 @@ def labels_by_prompts(
     """
     need(table, ["way", "labels", "learner", "prompts", "difference"])
     own = rows_of(table, measure, concept_class)
-    made = own[own["labels"] != ""]
+    made = named(own, "labels")
     learners = list(dict.fromkeys(made["learner"]))
     kinds = list(dict.fromkeys(made["labels"]))
     numbers = sorted(set(made["prompts"].dropna()))
@@ -76,7 +76,7 @@ def cost_frontier(
     """
     need(table, ["way", "recipe", "prompts"])
     own = rows_of(table, measure, concept_class)
-    made = own[own["recipe"] != ""]
+    made = named(own, "recipe")
     whole = of_class(table, concept_class)
     costs = [name for name in ("forward passes", "seconds") if name in set(whole["measure"])]
     if not costs:

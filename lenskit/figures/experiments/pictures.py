@@ -79,7 +79,12 @@ DRAWINGS: Mapping[str, Drawing] = MappingProxyType(
         "beyond-text": Drawing(
             "beyond-text", ways_compared, "Sequences that are no language: planted motifs"
         ),
-        "diagnosis": Drawing("diagnosis", causes_named, "Planted faults and the causes named"),
+        "diagnosis": Drawing(
+            "diagnosis",
+            partial(causes_named, unit="cases"),
+            "Planted faults and the causes named",
+            {"table": "diagnosis-rightly"},
+        ),
         "ablation": Drawing("ablation", ablation_compared, "What each ingredient brings"),
     }
 )

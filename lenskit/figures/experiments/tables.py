@@ -59,6 +59,11 @@ def rows_of(table: pd.DataFrame, measure: str, concept_class: str) -> pd.DataFra
     return found
 
 
+def named(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The rows that have a word in this column, which those of controls have not."""
+    return table[table[column].fillna("").astype(str) != ""]
+
+
 def measured(table: pd.DataFrame, measures: Sequence[str]) -> list[str]:
     """Those of ``measures`` that the table has, in their order."""
     there = set(table["measure"])

@@ -52,7 +52,7 @@ def beyond_text(
     model: TransformerBridge | None = None,
     *,
     motifs: int = 6,
-    steps: int = 1500,
+    steps: int = 1200,
     prompts: int | None = None,
     tests: int = 24,
     coefficients: Sequence[float] = BUDGET,

@@ -108,7 +108,7 @@ class Motifs:
 def train_motifs(
     world: Motifs,
     *,
-    steps: int = 1500,
+    steps: int = 1200,
     batch: int = 48,
     blocks: int = 4,
     d_model: int = 64,
