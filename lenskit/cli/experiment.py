@@ -122,17 +122,19 @@ def experiment(
             **{"class": classes},
         )
         if name == "beyond-text":
-            own = {key: options[key] for key in ("prompts", "seed", "command", "progress")}
-            found = experiments.beyond_text(**own | ({"steps": steps} if steps else {}))
+            names = ("coefficients", "prompts", "seed", "command", "progress")
+            given = {key: options[key] for key in names} | {"steps": steps}
+            given = {key: value for key, value in given.items() if value is not None}
+            found = experiments.beyond_text(**given)
         elif name == "sizes":
             folders = _folders(folder, work, steps, seed)
-            given = {
+            models = {
                 each: partial(load_model, path, device=device, check="hooks")
                 for each, path in folders.items()
             }
             own_choice = bool(which or classes or concept_file)
             found = experiments.sizes(
-                given,
+                models,
                 named.concepts if own_choice else _learnt(folders.values(), len(named.concepts)),
                 activity=None
                 if named.file

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lenskit._arguments import positive_numbers, whole
+from lenskit._progress import Bars
 from lenskit.capture import Capture, capture
 from lenskit.enrichment import Enrichment, enrich
 from lenskit.generation import generate_ids
@@ -87,12 +88,15 @@ def beyond_text(
         model = motif_model(train_motifs(world, steps=steps, seed=seed))
     benches = [_Bench(model, world, motif, number, tests, seed) for motif in range(motifs)]
     rows: list[dict[str, Any]] = []
-    for place, bench in enumerate(benches):
-        other = benches[(place + 1) % motifs]
-        rows += [
-            {**bench.about, "way": name, **scores}
-            for name, scores in bench.scores(budget, other).items()
-        ]
+    with Bars(disable=not progress) as bar:
+        task = bar.add_task("motifs", total=motifs)
+        for place, bench in enumerate(benches):
+            other = benches[(place + 1) % motifs]
+            rows += [
+                {**bench.about, "way": name, **scores}
+                for name, scores in bench.scores(budget, other).items()
+            ]
+            bar.advance(task)
     table = summary(pd.DataFrame(rows), ["best", "held out"], seed=seed)
     table = table.assign(control=[way if way in _CONTROLS else "" for way in table["way"]])
     labels = pd.DataFrame([row for bench in benches for row in bench.followed()])
