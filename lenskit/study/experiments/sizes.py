@@ -48,11 +48,12 @@ def sizes(
     show is the truth.
 
     The table has for each model the scores "prompted", "steered, all blocks", "steered, one block"
-    (the best of all other concepts), and its gating head: the AUROC against the truth, and in how
-    many concepts it "gates". ``parts["by block"]``: over relative depth (0 the first block, 1 the
-    last) enrichment, selected token, soft label and gating head against the truth, the vector's
-    held-out correlation, agreement, and the held-out score of the block steered alone (at most
-    eight blocks). ``parts["selected tokens"]``: the share of concepts that select each token.
+    (the best of all other concepts), its gating head (the AUROC against the truth, and in how many
+    concepts it "gates"), and the relative depth at which enrichment lies and the best block does.
+    ``parts["by block"]``: over relative depth (0 the first block, 1 the last) enrichment, selected
+    token, soft label and gating head against the truth, the vector's held-out correlation,
+    agreement, and the held-out score of the block steered alone (at most eight blocks).
+    ``parts["selected tokens"]``: the share of concepts that select each token.
 
     Other options as in ``tokens``; the judge is the grammar's, of models that may not speak it yet.
     """
@@ -161,7 +162,6 @@ def _of(
         for each in (_PROMPTED, _ALL, _ONE, "unsteered", "random vector", "shuffled labels")
         if each in wide
     ]
-    figures = wide[kept].join(whole).reset_index()
     steered = scores[scores["way"].isin([way.name for way in alone])]
     block = steered["way"].str.removeprefix("block ").astype(int)
     steered = steered.assign(
@@ -172,7 +172,33 @@ def _of(
     blocks = pd.concat(
         [measured[measured["block"].notna()][columns], steered[columns]], ignore_index=True
     )
-    return figures, blocks.astype({"value": float, "block": int}), run.shape.model
+    blocks = blocks.astype({"value": float, "block": int})
+    figures = wide[kept].join(whole).join(_depths(blocks)).reset_index()
+    return figures, blocks, run.shape.model
+
+
+def _depths(blocks: pd.DataFrame) -> pd.DataFrame:
+    """Where in each concept's depth enrichment lies on average, and where the best block does.
+
+    NaN where no block is enriched, or none steers; of equally good blocks their mean.
+    """
+    rows = {}
+    for concept, own in blocks.groupby(CONCEPT, sort=False):
+        enriched = own[own["measure"] == "enrichment"]
+        steered = own[own["measure"] == _STEERED].dropna(subset=["value"])
+        total = float(enriched["value"].sum())
+        best = steered[steered["value"] == steered["value"].max()]
+        rows[concept] = {
+            "depth of enrichment": float((enriched["value"] * enriched["relative depth"]).sum())
+            / total
+            if total > 0
+            else float("nan"),
+            "depth of the best block": float(best["relative depth"].mean())
+            if len(best) and float(best["value"].iloc[0]) > 0
+            else float("nan"),
+        }
+    index = pd.MultiIndex.from_tuples(list(rows), names=CONCEPT)
+    return pd.DataFrame(list(rows.values()), index=index)
 
 
 def _by_block(rows: pd.DataFrame, seed: int) -> pd.DataFrame:

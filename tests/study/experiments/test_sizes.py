@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -23,6 +24,8 @@ from lenskit.study.experiments import model_folders, sizes, trained_on
 from lenskit.study.experiments.bench import Bench
 from lenskit.study.experiments.depth import BY_BLOCK, Depth, most_varying
 from lenskit.study.experiments.setting import Setting
+from lenskit.study.experiments.sizes import _STEERED as STEERED
+from lenskit.study.experiments.sizes import _depths as depths
 from lenskit.vectors import LEARNERS
 
 QUICK = OPTIONS | {"coefficients": (2.0,), "prompts": 12}
@@ -46,6 +49,8 @@ def test_every_model_has_its_blocks_by_relative_depth_and_its_own_figures(found)
     assert {*BY_BLOCK, "steered alone, held out"} == set(blocks.measure)
     assert list(dict.fromkeys(found.table.way)) == ["three", "two"]
     assert {"prompted", "steered, all blocks", "steered, one block", "gates"} <= set(found.measures)
+    concepts_rows = found.parts["by concept"].set_index(["model", "concept"])
+    assert concepts_rows["depth of enrichment"].between(0, 1).all()
     rows = found.table[(found.table.way == "two") & (found.table.concept_class == "all")]
     both = found.table[(found.table.way == "three") & (found.table.concept_class == "all")]
     one, other = (each.set_index("measure")["mean"]["prompted"] for each in (rows, both))
@@ -108,6 +113,16 @@ def test_concepts_are_those_that_every_model_was_trained_on(tmp_path):
     assert {c.name for c in learnt_by_all([tmp_path / "all", tmp_path / "few"], 5)} <= few
     with pytest.raises(ValueError, match="does not spread evenly"):
         learnt_by_all([tmp_path / "few"], 15)
+
+
+def test_depths_are_weighted_by_enrichment_and_of_the_best_blocks():
+    rows = [("enrichment", 0.0, 1.0), ("enrichment", 0.5, 3.0), ("enrichment", 1.0, 0.0)]
+    rows += [(STEERED, 0.0, 0.5), (STEERED, 0.5, 0.5), (STEERED, 1.0, 0.2)]
+    table = pd.DataFrame(rows, columns=["measure", "relative depth", "value"])
+    found = depths(table.assign(concept_class="x", concept="y"))
+    assert found.loc[("x", "y")].tolist() == [0.375, 0.25]
+    none = depths(table.assign(concept_class="x", concept="y", value=0.0))
+    assert none.isna().all(axis=None)
 
 
 def test_no_models_are_refused():
