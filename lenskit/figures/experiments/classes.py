@@ -119,7 +119,9 @@ def causes_named(
 def _frame(column: int, row: int):
     from matplotlib.patches import Rectangle
 
-    return Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1.6)
+    return Rectangle(
+        (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1.6, clip_on=False
+    )
 
 
 def _scores(axes: Axes, own: pd.DataFrame, names: Sequence[str], ways: Sequence[str]) -> None:

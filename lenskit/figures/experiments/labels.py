@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lenskit.figures.experiments.marks import DIFFERENCE, doubling, level, lines, zero
+from lenskit.figures.experiments.marks import DIFFERENCE, doubling, level, lines, one_two_five, zero
 from lenskit.figures.experiments.tables import controls, named, need, number_of, of_class, rows_of
 from lenskit.figures.style import PALE, new_figure, plain, styled
 
@@ -92,13 +92,19 @@ def cost_frontier(
         reached = rows.sort_values(["spent", "mean"], ascending=[True, False])
         best = reached[reached["mean"] > reached["mean"].cummax().shift(fill_value=-np.inf)]
         (keys["frontier"],) = axes.plot(
-            best["spent"], best["mean"], color=PALE, linewidth=6, zorder=0
+            best["spent"],
+            best["mean"],
+            color=PALE,
+            linewidth=6,
+            marker="o",
+            markersize=13,
+            zorder=0,
         )
         keys |= _levels(axes, own)
         if name == "forward passes":
             doubling(axes, list(rows["spent"]))
         else:
-            axes.set_xscale("log")
+            one_two_five(axes)
         axes.set_xlabel(f"{name} for a concept's vectors")
     panels[0].set_ylabel(f"{plain(measure)}\n(95 % interval, n = {number_of(made)} concepts)")
     figure.legend(

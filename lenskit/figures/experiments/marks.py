@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 
 from lenskit.figures.experiments.tables import columns_of, errors
 from lenskit.figures.style import COLOURS, GREY, INK, MARKERS, PALE, plain
@@ -122,6 +122,14 @@ def doubling(axes: Axes, values: Sequence[float]) -> None:
     axes.set_xticks(own, [f"{value:g}" for value in own])
     # A single value would have no width.
     axes.set_xlim(own[0] / 1.25, own[-1] * 1.25)
+
+
+def one_two_five(axes: Axes) -> None:
+    """A logarithmic axis with ticks at 1, 2, 5, 10 …, in figures."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def level(axes: Axes, value: float, name: str, style: str = "--") -> Any:
