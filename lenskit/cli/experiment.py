@@ -154,10 +154,10 @@ def experiment(
 
 def _folders(given: list[Path] | None, work: Path, steps: int | None, seed: int) -> dict[str, Path]:
     """The models of ``sizes``: those given, or small ones that are trained here."""
-    from lenskit.study.experiments import model_folders
+    from lenskit.study import experiments
 
     if given:
-        return model_folders(given)
+        return experiments.model_folders(given)
     from dataclasses import replace
 
     import torch

@@ -208,6 +208,8 @@ def _by_block(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     for measure, own in rows.groupby("measure", sort=False):
         own = own.assign(site=own["model"] + ", block " + own["block"].astype(str))
         table = summary(own.rename(columns={"value": measure}), [measure], name="site", seed=seed)
+        if not len(table):
+            continue  # no concept has this measure, such as the AUROC of prompts that are alike
         about = own.drop_duplicates("site")[["site", *keys]]
         parts.append(table.merge(about, on="site", how="left"))
     columns = ["concept_class", *keys, "measure", "mean", "low", "high", "concepts"]
