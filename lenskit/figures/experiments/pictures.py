@@ -77,7 +77,9 @@ DRAWINGS: Mapping[str, Drawing] = MappingProxyType(
         ),
         "cost": Drawing("cost", cost_frontier, "What quality costs"),
         "beyond-text": Drawing(
-            "beyond-text", ways_compared, "Sequences that are no language: planted motifs"
+            "beyond-text",
+            partial(ways_compared, unit="motifs"),
+            "Sequences that are no language: planted motifs",
         ),
         "diagnosis": Drawing(
             "diagnosis",

@@ -26,6 +26,7 @@ def ways_compared(
     ways: Sequence[str] | None = None,
     concept_class: str = "all",
     by: str = "way",
+    unit: str = "concepts",
     title: str = "",
 ) -> Figure:
     """Bars of one or two ``measures`` and, in panels beside them, the paired difference of the last
@@ -33,8 +34,8 @@ def ways_compared(
 
     ``table``: that of an ``Experiment``. ``ways``: some of them, by default all; controls come last
     and are grey. A difference whose interval holds 0 is hollow. Measures that the table has not are
-    left out. Raises ValueError for a table without ``measures``, for a class or a way that is not
-    in it.
+    left out. ``unit``: what n counts. Raises ValueError for a table without ``measures``, for a
+    class or a way that is not in it.
     """
     need(table, [by])
     own = of_class(table, concept_class)
@@ -67,7 +68,7 @@ def ways_compared(
     rows_named(panels[0], order)
     said = concept_class if concept_class != "all" else ""
     panels[0].set_xlabel(
-        f"mean, 95 % interval (n = {number_of(own)} {said} concepts)".replace("  ", " ")
+        f"mean, 95 % interval (n = {number_of(own)} {said} {unit})".replace("  ", " ")
     )
     rest = iter(panels[1:])
     if compared:

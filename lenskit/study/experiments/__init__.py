@@ -20,6 +20,8 @@ from lenskit.study.experiments.cost import cost
 from lenskit.study.experiments.failures import failures
 from lenskit.study.experiments.labels import labels
 from lenskit.study.experiments.learners import learners
+from lenskit.study.experiments.motif_bench import motif_model
+from lenskit.study.experiments.motifs import Motifs, train_motifs
 from lenskit.study.experiments.open_prefix import open_prefix
 from lenskit.study.experiments.proxy import proxy
 from lenskit.study.experiments.result import Experiment
@@ -52,6 +54,7 @@ __all__ = [
     "EXPERIMENTS",
     "Experiment",
     "Fitted",
+    "Motifs",
     "Setting",
     "Way",
     "beyond_text",
@@ -63,10 +66,12 @@ __all__ = [
     "labels",
     "learners",
     "model_folders",
+    "motif_model",
     "open_prefix",
     "proxy",
     "sizes",
     "tokens",
+    "train_motifs",
     "trained_on",
     "where",
 ]

@@ -15,7 +15,7 @@ from lenskit.prompts import prompts_from_ids
 from lenskit.selector import select_tokens
 from lenskit.steering import steer
 from lenskit.study.experiments import beyond_text
-from lenskit.study.experiments.beyond_text import motif_model
+from lenskit.study.experiments.motif_bench import motif_model
 from lenskit.study.experiments.motifs import (
     ANSWER,
     CLOSING,
