@@ -76,10 +76,10 @@ class Planting:
 
     @cached_property
     def questions(self) -> tuple[str, ...]:
-        """One paraphrase of each test question."""
+        """Paraphrases of the test questions, at most eight."""
         rules = load_grammar().classes[self.concept.concept_class or ""]
         own = [text for texts in rules.questions for text in texts]
-        return tuple(text for text in own if text not in self.concept.questions)[:5]
+        return tuple(text for text in own if text not in self.concept.questions)[:8]
 
     @cached_property
     def base(self) -> Any:
@@ -132,24 +132,23 @@ class Planting:
                 yield Case("wrong sign", turned(right), c, where)
             if strong < min(self.enough, max(shares) / 2):
                 yield Case("too much", right, TOO_MUCH * c, where)
-        steered = [works[1 + b] or works[1 + number + b] for b in every]
-        if any(steered) or works[0]:
-            for block in every:
-                if not steered[block]:
-                    yield Case("wrong block", alone[block], curves[1 + block][0], (block,))
-                    break
+        shares_of = [max(*curves[1 + b][1], *curves[1 + number + b][1]) for b in every]
+        worst = min(every, key=shares_of.__getitem__)
+        if any(works) and shares_of[worst] < self.enough:
+            yield Case("wrong block", alone[worst], curves[1 + worst][0], (worst,))
         yield from self._wrong_tokens([b for b in every if works[1 + b]])
 
     def _wrong_tokens(self, good: Sequence[int]) -> Iterator[Case]:
-        """In the first block that steers: a closing token whose vector does not, of either sign."""
+        """In the first block that can be: the closing token whose vector does least, of either sign."""
         for block in good:
             tokens = [f"-{i}" for i in range(1, len(self.captured.candidates) + 1)]
             tried = [only(self.fitted(token), (block,)) for token in tokens]
             both = self.curves([*tried, *map(turned, tried)])
-            for i, one in enumerate(tried):
-                if max(max(both[i][1]), max(both[i + len(tried)][1])) < self.enough:
-                    yield Case("wrong token", one, both[i][0], (block,))
-                    return
+            shown = [max(*both[i][1], *both[i + len(tried)][1]) for i in range(len(tried))]
+            worst = shown.index(min(shown))
+            if shown[worst] < self.enough:
+                yield Case("wrong token", tried[worst], both[worst][0], (block,))
+                return
 
 
 def only(vectors: ConceptVectors, blocks: Sequence[int]) -> ConceptVectors:
@@ -207,7 +206,7 @@ def interval(right: int, number: int) -> tuple[float, float]:
     z, share = 1.96, right / number
     middle = (share + z**2 / (2 * number)) / (1 + z**2 / number)
     half = z / (1 + z**2 / number) * np.sqrt(share * (1 - share) / number + (z / number / 2) ** 2)
-    return float(middle - half), float(middle + half)
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
 def main(
