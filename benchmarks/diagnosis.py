@@ -139,7 +139,7 @@ class Planting:
         yield from self._wrong_tokens([b for b in every if works[1 + b]])
 
     def _wrong_tokens(self, good: Sequence[int]) -> Iterator[Case]:
-        """In the first block that can be: the closing token whose vector does least, of either sign."""
+        """In the first block that can be, the token whose vector does least, of either sign."""
         for block in good:
             tokens = [f"-{i}" for i in range(1, len(self.captured.candidates) + 1)]
             tried = [only(self.fitted(token), (block,)) for token in tokens]
