@@ -48,6 +48,7 @@ from .figures import views as views
 from .generation import Answer as Answer
 from .generation import SteeringRow as SteeringRow
 from .generation import generate as generate
+from .generation import generate_ids as generate_ids
 from .generation import generate_steered as generate_steered
 from .labels import activity_labels as activity_labels
 from .labels import displacement_cosine as displacement_cosine

@@ -12,7 +12,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
 
-from lenskit.models import Edit, Tokens, position_ids
+from lenskit._arguments import whole
+from lenskit._progress import Bars
+from lenskit.models import (
+    Edit,
+    Tokens,
+    fused_generation,
+    position_ids,
+    require_positions,
+    rows_of,
+)
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -78,11 +87,13 @@ class CachedPasses:
 
 
 def end_tokens(model: TransformerBridge) -> tuple[int, ...]:
-    """Ids at which an answer ends: those of the generation config, and the tokenizer's own."""
+    """Ids at which an answer ends: those of the generation config, and a tokenizer's own."""
     settings = getattr(model.original_model, "generation_config", None)
     configured = getattr(settings, "eos_token_id", None)
     found = configured if isinstance(configured, list | tuple) else [configured]
-    ids = {*found, model.tokenizer.eos_token_id} - {None}
+    # A model whose tokens are not text may have no tokenizer.
+    own = getattr(model.tokenizer, "eos_token_id", None)
+    ids = {*found, own} - {None}
     return tuple(sorted(int(token) for token in ids))
 
 
@@ -160,3 +171,52 @@ def uniform_draws(rows: int, tokens: int, seed: int) -> Float[Tensor, "row token
     """Draws that depend on the seed and on the row's number alone."""
     draws = [np.random.default_rng((seed, row)).random(tokens) for row in range(rows)]
     return torch.from_numpy(np.stack(draws)).float()
+
+
+def written_in_batches(
+    model: TransformerBridge,
+    tokens: Tokens,
+    passes: Callable[[Int[Tensor, "row"]], Passes],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 256,
+    temperature: float | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[list[int]]:
+    """The ids written behind each prompt, up to and with its end token.
+
+    Batched by length, those that do not fit into memory halved; the options are ``generate``'s.
+    """
+    max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
+    batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be positive, or None for greedy; got {temperature}")
+    require_positions(model, tokens, more=max_new_tokens)
+    drawn = None if temperature is None else uniform_draws(len(tokens), max_new_tokens, seed)
+    written: list[list[int]] = [[] for _ in range(len(tokens))]
+
+    with (
+        rows_of(model, len(tokens), "questions") as edits,
+        fused_generation(model),
+        Bars(disable=not progress) as bar,
+    ):
+        task = bar.add_task("generate", total=len(tokens))
+        pending = list(tokens.lengths.argsort(stable=True).split(batch_size)) * (max_new_tokens > 0)
+        while pending:
+            rows = pending.pop(0)
+            for each in edits:
+                each.batch(rows)
+            choose = chooser(temperature, None if drawn is None else drawn[rows])
+            batch = tokens.rows(rows).trimmed()
+            try:
+                answers = decode(model, batch, max_new_tokens, choose, edits, passes(rows))
+            except torch.OutOfMemoryError:
+                if len(rows) == 1:
+                    raise
+                pending[:0] = rows.split((len(rows) + 1) // 2)
+                continue
+            for row, ids in zip(rows.tolist(), answers, strict=True):
+                written[row] = ids
+            bar.advance(task, len(rows))
+    return written

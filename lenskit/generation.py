@@ -8,16 +8,12 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, overload
 
-import torch
-
-from lenskit._arguments import whole
 from lenskit._display import Displayed, html_table
-from lenskit._progress import Bars
 from lenskit.attention import AttentionEdit, edited
 from lenskit.concepts import question_prompt
-from lenskit.decoding import CachedPasses, Passes, chooser, decode, end_tokens, uniform_draws
+from lenskit.decoding import CachedPasses, Passes, end_tokens, written_in_batches
 from lenskit.intervention import Positions, Window, intervene, window
-from lenskit.models import chat_ids, fused_generation, require_positions, rows_of
+from lenskit.models import chat_ids, pad_left
 from lenskit.operations import Operation, find_operation, project_out
 from lenskit.recipes import DEFAULT
 from lenskit.steering import intervention
@@ -187,44 +183,62 @@ def answer(
     progress: bool = False,
 ) -> list[Answer]:
     """``generate`` with the forward passes that ``passes`` makes for a batch of rows."""
-    max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
-    batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
-    if temperature is not None and not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be positive, or None for greedy; got {temperature}")
     if isinstance(questions, Mapping):
         raise TypeError("questions is a mapping; give texts, or conversations as lists of messages")
     conversations = [_conversation(question) for question in questions]
     if not conversations:
         return []
     tokens = chat_ids(model, conversations, template_arguments=template_arguments)
-    require_positions(model, tokens, more=max_new_tokens)
-    drawn = None if temperature is None else uniform_draws(len(tokens), max_new_tokens, seed)
-    written: list[list[int]] = [[] for _ in conversations]
-
-    with (
-        rows_of(model, len(tokens), "questions") as edits,
-        fused_generation(model),
-        Bars(disable=not progress) as bar,
-    ):
-        task = bar.add_task("generate", total=len(tokens))
-        pending = list(tokens.lengths.argsort(stable=True).split(batch_size)) * (max_new_tokens > 0)
-        while pending:
-            rows = pending.pop(0)
-            for each in edits:
-                each.batch(rows)
-            choose = chooser(temperature, None if drawn is None else drawn[rows])
-            batch = tokens.rows(rows).trimmed()
-            try:
-                answers = decode(model, batch, max_new_tokens, choose, edits, passes(rows))
-            except torch.OutOfMemoryError:
-                if len(rows) == 1:
-                    raise
-                pending[:0] = rows.split((len(rows) + 1) // 2)
-                continue
-            for row, ids in zip(rows.tolist(), answers, strict=True):
-                written[row] = ids
-            bar.advance(task, len(rows))
+    written = written_in_batches(
+        model,
+        tokens,
+        passes,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        temperature=temperature,
+        seed=seed,
+        progress=progress,
+    )
     return [_answer(model, ids) for ids in written]
+
+
+def generate_ids(
+    model: TransformerBridge,
+    ids: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 50,
+    batch_size: int = 256,
+    temperature: float | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[tuple[int, ...]]:
+    """The ids that the model writes behind each of ``ids``, without an end token; no text anywhere.
+
+    As ``generate``, for models whose tokens are not text, or prompts that are tokens already; no
+    tokenizer is needed, and no template is set around them. Raises ValueError for an empty prompt,
+    and where ``generate`` does.
+
+    >>> [written] = lk.generate_ids(model, [[1, 11, 12, 13]], max_new_tokens=3)
+    >>> len(written) <= 3
+    True
+    """
+    rows = [[int(token) for token in row] for row in ids]
+    if empty := [i for i, row in enumerate(rows) if not row]:
+        raise ValueError(f"ids of row {empty[0]} are empty; give each row a token at least")
+    if not rows:
+        return []
+    tokens, ends = pad_left(rows, 0), set(end_tokens(model))
+    written = written_in_batches(
+        model,
+        tokens,
+        lambda _: CachedPasses(model),
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        temperature=temperature,
+        seed=seed,
+        progress=progress,
+    )
+    return [tuple(own[:-1] if own and own[-1] in ends else own) for own in written]
 
 
 def generate_steered(

@@ -19,7 +19,7 @@ def own(tmp_path):
 
 
 def test_the_commands_names_are_those_of_the_library():
-    assert set(EXPERIMENTS) == set(NAMES)
+    assert {*EXPERIMENTS, "sizes", "beyond-text"} == {*NAMES}
 
 
 def test_an_experiment_runs_on_a_model_and_concepts_of_ones_own(own, tmp_path):
@@ -36,6 +36,23 @@ def test_an_experiment_runs_on_a_model_and_concepts_of_ones_own(own, tmp_path):
     assert f"`{said} --coefficients 0.5,2 --prompts 8`" in text
 
 
+def test_sizes_takes_folders_of_models_and_draws_from_its_tables(own, tmp_path):
+    out = tmp_path / "out"
+    quick = ("--prompts", 8, "--coefficients", "2", "--concepts", "tea", "--device", "cpu")
+    folder = tiny.shared_folder()
+    done = lenskit(
+        *("experiment", "sizes", "--folder", folder, "--concept-file", own, *quick, "--out", out)
+    )
+    assert done.exit_code == 0, done.output
+    blocks = pd.read_csv(out / "sizes-by-block.csv")
+    assert set(blocks.model) == {folder.name} and set(blocks.block) == {0, 1, 2}
+    said = f"lenskit experiment sizes --folder {folder} --concept-file {own} --concepts tea"
+    assert said in (out / "sizes.md").read_text()
+    done = lenskit("figures", "--results", out, "--out", tmp_path / "figures")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "figures" / "sizes.svg").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -43,6 +60,10 @@ def test_an_experiment_runs_on_a_model_and_concepts_of_ones_own(own, tmp_path):
         (["tokens", "--workers", "2"], "--workers needs --out"),
         (["tokens", "--model", "nowhere"], "answers are judged by phrases"),
         (["tokens", "--coefficients", "0"], "above 0"),
+        (["tokens", "--folder", "nowhere"], "--folder goes with the experiment sizes"),
+        (["sizes", "--model", "nowhere"], "which has --folder"),
+        (["sizes", "--folder", "nowhere"], "neither a model's folder"),
+        (["beyond-text", "--model", "nowhere"], "which trains one of its own"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, said):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +23,7 @@ from lenskit.cli.common import (
     terminal,
 )
 from lenskit.cli.study import choose, judge_of, refuse_judging_workers
-from lenskit.concepts import among, read_numbers
+from lenskit.concepts import Concept, among, read_numbers
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 
 NAMES = (
     *("tokens", "labels", "blocks", "proxy", "where", "learners", "classes", "cost", "failures"),
-    "open-prefix",
+    *("open-prefix", "sizes", "beyond-text"),
 )
+TRAINED = Path(".lenskit-train/sizes")
 
 
 @app.command()
@@ -46,6 +48,19 @@ def experiment(
         str | None, typer.Option(help="the budget of every way to steer, in residual norms")
     ] = None,
     prompts: Annotated[int | None, typer.Option(help="prompts for each concept")] = None,
+    folder: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="sizes: a model's folder, or one of checkpoint-N folders; repeat. Without it "
+            "small models of 4, 8 and 16 blocks are trained"
+        ),
+    ] = None,
+    work: Annotated[
+        Path, typer.Option(help="sizes: where models that are trained are kept")
+    ] = TRAINED,
+    steps: Annotated[
+        int | None, typer.Option(help="sizes and beyond-text: steps of a training")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="processes with a GPU each, or a core without")
     ] = None,
@@ -64,7 +79,19 @@ def experiment(
     """
     with mistakes("Run the same command again to go on." if out else ""):
         (name,) = among("experiment", [name], NAMES)
+        if folder and name != "sizes":
+            raise ValueError("--folder goes with the experiment sizes; others have --model")
+        if name in ("sizes", "beyond-text") and model != EMBEDDED:
+            raise ValueError(
+                f"--model is of no use to {name}, "
+                + ("which has --folder" if name == "sizes" else "which trains one of its own")
+            )
         named = choose(which, classes, concept_file, None, None, None, "4")
+        if name == "sizes" and named.file and named.file.judge == "likelihood":
+            raise ValueError(
+                "judge = 'likelihood' needs a model that judges, and sizes has several; "
+                "give phrases"
+            )
         if workers is not None and out is None:
             raise ValueError("--workers needs --out, the folder in which the workers meet")
         refuse_judging_workers(named, workers)
@@ -77,28 +104,74 @@ def experiment(
         from lenskit.study import experiments
 
         logging.disable_progress_bar()
-        load = partial(load_model, model, device=device)
-        given = load() if workers is None else load
         options: dict[str, Any] = {
             **{"coefficients": budget, "prompts": prompts, "batch_size": batch_size, "seed": seed},
             **{"out": out, "workers": workers, "progress": terminal()},
-            "judge": judge(given if workers is None else None),
             "statements": (named.file.statements or None) if named.file else None,
         }
         options["command"] = _command(
             name,
             model=model if model != EMBEDDED else None,
+            folder=folder,
             concept_file=concept_file,
             concepts=which,
             coefficients=coefficients,
             prompts=prompts,
+            steps=steps,
             seed=seed or None,
             **{"class": classes},
         )
-        found = experiments.EXPERIMENTS[name](given, named.concepts, **options)
+        if name == "beyond-text":
+            names = ("coefficients", "prompts", "seed", "command", "progress")
+            given = {key: options[key] for key in names} | {"steps": steps}
+            given = {key: value for key, value in given.items() if value is not None}
+            found = experiments.beyond_text(**given)
+        elif name == "sizes":
+            folders = _folders(folder, work, steps, seed)
+            models = {
+                each: partial(load_model, path, device=device, check="hooks")
+                for each, path in folders.items()
+            }
+            own_choice = bool(which or classes or concept_file)
+            found = experiments.sizes(
+                models,
+                named.concepts if own_choice else _learnt(folders.values(), len(named.concepts)),
+                activity=None
+                if named.file
+                else {each: experiments.trained_on(path) for each, path in folders.items()},
+                judge=judge(None),
+                **options,
+            )
+        else:
+            load = partial(load_model, model, device=device)
+            loaded = load() if workers is None else load
+            options["judge"] = judge(loaded if workers is None else None)
+            found = experiments.EXPERIMENTS[name](loaded, named.concepts, **options)
         # Before anything is printed, which may fail.
         written = found.save(out) if out else []
         show(experiment_table(found), *found.notes, *(f"wrote {path}" for path in written))
+
+
+def _folders(given: list[Path] | None, work: Path, steps: int | None, seed: int) -> dict[str, Path]:
+    """The models of ``sizes``: those given, or small ones that are trained here."""
+    from lenskit.study import experiments
+
+    if given:
+        return experiments.model_folders(given)
+    from dataclasses import replace
+
+    import torch
+
+    from lenskit.embedded.sizes import REDUCED, train_sizes
+
+    recipe = replace(REDUCED, seed=seed, steps=steps or REDUCED.steps)
+    return train_sizes(work, recipe=recipe, threads=torch.get_num_threads())
+
+
+def _learnt(folders: Iterable[Path], number: int) -> list[Concept]:
+    from lenskit.embedded.sizes import learnt_by_all
+
+    return learnt_by_all(folders, number)
 
 
 def experiment_table(found: experiments.Experiment) -> Table:

@@ -7,11 +7,12 @@ trainings are resumable, and a model that is there is not trained again.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import torch
 import typer
 from rich.progress import track
@@ -24,6 +25,7 @@ from lenskit.embedded.measures import concept_measures, mean_measures, measured_
 from lenskit.embedded.recipe import Recipe, Size, with_concepts
 from lenskit.embedded.train import train_and_save
 from lenskit.models import load_model
+from lenskit.scoring import mean_interval
 
 REDUCED = Recipe(steps=1300, concepts=80, size=Size(blocks=6, d_model=128))
 
@@ -47,24 +49,28 @@ def ablated(recipe: Recipe = REDUCED) -> dict[str, Recipe]:
     }
 
 
-def measure(folder: Path, recipe: Recipe, number: int, prompts: int) -> dict[str, float]:
-    """The figures of the model in ``folder``, means over ``number`` of the concepts it learnt."""
+def measure(folder: Path, recipe: Recipe, number: int, prompts: int) -> list[dict[str, float]]:
+    """The figures of the model in ``folder`` for each of ``number`` of the concepts it learnt."""
     model = load_model(folder, dtype=torch.float32, check=False)
     chosen = measured_concepts(with_concepts(load_grammar(), recipe.concepts), number)
-    rows = [
+    return [
         concept_measures(model, concept, prompts=prompts, seed=recipe.seed)
         for concept in track(chosen, description=folder.name)
     ]
-    return mean_measures(rows)
 
 
-def write_table(file: Path, found: Mapping[str, Mapping[str, float]]) -> None:
-    """A tidy CSV: model, measure, value."""
+def write_table(file: Path, found: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """A tidy CSV of each model's rows of concepts: model, measure, value (the mean), the ends of
+    its 95 % bootstrap interval, and the number of concepts that have one."""
     with file.open("w", newline="") as opened:
         writer = csv.writer(opened, lineterminator="\n")
-        writer.writerow(["model", "measure", "value"])
-        for model, figures in found.items():
-            writer.writerows([model, name, f"{value:.4f}"] for name, value in figures.items())
+        writer.writerow(["model", "measure", "value", "low", "high", "concepts"])
+        for model, rows in found.items():
+            table = pd.DataFrame(rows)
+            for name, value in mean_measures(rows).items():
+                known = table[name].dropna().to_numpy(dtype=float)
+                ends = (f"{end:.4f}" for end in mean_interval(known, draws=2000))
+                writer.writerow([model, name, f"{value:.4f}", *ends, len(known)])
 
 
 def ablation(

@@ -1,7 +1,8 @@
 """Pictures of what the other modules return: each function makes one matplotlib ``Figure``.
 
 ``pyplot`` is never used, so no figure stays open and no setting leaks. Save a figure with
-``figure.savefig(path)``; a notebook with ``%matplotlib inline`` shows it.
+``figure.savefig(path)``, or with ``save_figure`` as SVG and PNG whose bytes depend on nothing but
+the figure; a notebook with ``%matplotlib inline`` shows it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,20 @@ from lenskit.figures.captures import (
     selected_token_shares,
     soft_label_curves,
 )
+from lenskit.figures.experiments import (
+    DRAWINGS,
+    Drawing,
+    ablation_compared,
+    blocks_by_number,
+    causes_named,
+    classes_compared,
+    cost_frontier,
+    depth_by_size,
+    draw_experiment,
+    labels_by_prompts,
+    read_table,
+    ways_compared,
+)
 from lenskit.figures.heads import head_map
 from lenskit.figures.inspection import (
     activity_correlation,
@@ -25,6 +40,7 @@ from lenskit.figures.inspection import (
 from lenskit.figures.paths import path_map
 from lenskit.figures.play import Play, play
 from lenskit.figures.projections import projection_histogram
+from lenskit.figures.saving import save_figure
 from lenskit.figures.sites import site_map
 from lenskit.figures.studies import (
     blocks_compared,
@@ -35,20 +51,32 @@ from lenskit.figures.studies import (
 )
 
 __all__ = [
+    "DRAWINGS",
+    "Drawing",
+    "Play",
+    "ablation_compared",
     "activation_pca",
     "activity_correlation",
     "attention_map",
-    "Play",
-    "play",
+    "blocks_by_number",
     "blocks_compared",
     "by_block",
+    "causes_named",
+    "classes_compared",
+    "cost_frontier",
+    "depth_by_size",
+    "draw_experiment",
     "enrichment_by_block",
     "head_map",
+    "labels_by_prompts",
     "over_steering",
     "path_map",
     "pattern_rows",
+    "play",
     "projection_histogram",
+    "read_table",
     "row_names",
+    "save_figure",
     "selected_token_map",
     "selected_token_shares",
     "site_map",
@@ -57,6 +85,7 @@ __all__ = [
     "steerability_by_class",
     "token_texts",
     "views",
+    "ways_compared",
 ]
 
 

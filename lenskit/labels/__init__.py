@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lenskit.labels.activity import activity_labels, true_activity
+from lenskit.labels.activity import Activity, activity_labels, true_activity
 from lenskit.labels.attention import hard_labels, soft_labels
 from lenskit.labels.displacement import displacement_cosine
 from lenskit.labels.following import (
@@ -24,6 +24,7 @@ from lenskit.labels.named import LABELS, find_labels
 __all__ = [
     "GRADED",
     "LABELS",
+    "Activity",
     "GatingHead",
     "activity_labels",
     "auroc",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeAlias
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,13 +14,16 @@ from lenskit.embedded.grammar import load_grammar, trained_activity
 from lenskit.prompts import PromptSet
 from lenskit.selector import TokenSelection
 
+Activity: TypeAlias = Mapping[str, Mapping[str, float]]
 
-def true_activity(prompts: PromptSet) -> Float[Tensor, " prompt"]:
+
+def true_activity(prompts: PromptSet, activity: Activity | None = None) -> Float[Tensor, " prompt"]:
     """The rate at which a concept of the grammar shows in answers to each prompt (0 to 1).
 
     The truth is that which the embedded model was trained on (``trained_activity``), whatever the
-    grammar's files say now; 0 for a prompt without the prefix. Raises ValueError where concept or
-    statements are not the grammar's own.
+    grammar's files say now; 0 for a prompt without the prefix. ``activity``: the rates by class and
+    topic that another model was trained on, as its ``training.json`` keeps them. Raises ValueError
+    where concept or statements are not the grammar's own.
 
     >>> activity = lk.true_activity(prompts)
     >>> bool((activity[~prompts.has_prefix] == 0).all())
@@ -34,8 +40,8 @@ def true_activity(prompts: PromptSet) -> Float[Tensor, " prompt"]:
         raise ValueError(
             f"{unknown[0]!r} is not a statement of the grammar, so its topic is unknown"
         )
-    activity = trained_activity()[rules.name]
-    rates = [activity[topics[statement]] for statement in prompts.statements]
+    own = (trained_activity() if activity is None else activity)[rules.name]
+    rates = [own[topics[statement]] for statement in prompts.statements]
     return torch.tensor(rates) * prompts.has_prefix
 
 

@@ -29,9 +29,10 @@ class ModelCheckError(RuntimeError):
 
 
 def probe_tokens(tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
-    """Two short prompts of different lengths, the shorter left padded; without text, any ids."""
+    """Two short prompts of different lengths, the shorter left padded; without text, low ids."""
     if tokenizer is None:
-        return pad_left([[1, 2, 3, 4], [1, *range(5, 15)]], 0)
+        # An alphabet may have no more than a few letters.
+        return pad_left([[1, 2, 3, 4], [1, 3, 2, 4, 4, 2, 1, 1, 3, 4, 2]], 0)
     return conversation_ids(tokenizer, [[{"role": "user", "content": text}] for text in _PROBES])
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from captures import captured_with
@@ -58,8 +59,16 @@ def test_the_card_shows_the_ablations_table(tmp_path):
     (tmp_path / "training.json").write_text(json.dumps({"seed": 0, "log": []}))
     ablation.write_table(
         tmp_path / "ablation.csv",
-        {"plain": {"prompted": 1.0, "a, b": 0.25}, "priced": {"prompted": 0.5, "a, b": 0.123}},
+        {
+            "plain": [{"prompted": 1.0, "a, b": 0.5}, {"prompted": 1.0, "a, b": 0.0}],
+            "priced": [{"prompted": 0.5, "a, b": 0.123}, {"prompted": 0.5, "a, b": float("nan")}],
+        },
     )
+    table = pd.read_csv(tmp_path / "ablation.csv").set_index(["model", "measure"])
+    own = table.loc[("plain", "a, b")]
+    assert (own["value"], own["low"], own["high"], own["concepts"]) == (0.25, 0.0, 0.5, 2)
+    alone = table.loc[("priced", "a, b")]
+    assert alone["concepts"] == 1 and alone["low"] != alone["low"]
     write_card(tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert "| what | plain | priced |" in card

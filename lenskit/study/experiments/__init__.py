@@ -13,16 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from lenskit.study.experiments.beyond_text import beyond_text
 from lenskit.study.experiments.blocks import blocks
 from lenskit.study.experiments.classes import classes
 from lenskit.study.experiments.cost import cost
 from lenskit.study.experiments.failures import failures
 from lenskit.study.experiments.labels import labels
 from lenskit.study.experiments.learners import learners
+from lenskit.study.experiments.motif_bench import motif_model
+from lenskit.study.experiments.motifs import Motifs, train_motifs
 from lenskit.study.experiments.open_prefix import open_prefix
 from lenskit.study.experiments.proxy import proxy
 from lenskit.study.experiments.result import Experiment
 from lenskit.study.experiments.setting import Setting
+from lenskit.study.experiments.sizes import model_folders, sizes, trained_on
 from lenskit.study.experiments.tokens import tokens
 from lenskit.study.experiments.ways import Fitted, Way, controls
 from lenskit.study.experiments.where import where
@@ -41,14 +45,19 @@ EXPERIMENTS: Mapping[str, Callable[..., Experiment]] = MappingProxyType(
         "open-prefix": open_prefix,
     }
 )
-"""Every experiment, by the name that ``lenskit experiment`` knows it by."""
+"""Every experiment on one model, by the name that ``lenskit experiment`` knows it by.
+
+Two more bring models of their own: ``sizes``, several of them, and ``beyond_text``.
+"""
 
 __all__ = [
     "EXPERIMENTS",
     "Experiment",
     "Fitted",
+    "Motifs",
     "Setting",
     "Way",
+    "beyond_text",
     "blocks",
     "classes",
     "controls",
@@ -56,9 +65,14 @@ __all__ = [
     "failures",
     "labels",
     "learners",
+    "model_folders",
+    "motif_model",
     "open_prefix",
     "proxy",
+    "sizes",
     "tokens",
+    "train_motifs",
+    "trained_on",
     "where",
 ]
 
