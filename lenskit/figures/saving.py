@@ -20,7 +20,10 @@ def save_figure(figure: Figure, file: str | Path) -> list[Path]:
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     alt = getattr(figure, "alt", "")
-    told = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+    told: dict[str, dict[str, str | None]] = {
+        "svg": {"Date": None, "Creator": None},
+        "png": {"Software": None},
+    }
     if alt:
         told["svg"]["Description"] = alt
         told["png"]["Description"] = alt

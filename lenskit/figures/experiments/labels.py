@@ -118,7 +118,7 @@ def cost_frontier(
 def _levels(axes, own: pd.DataFrame) -> dict:
     """Lines at the controls, each in a manner of its own."""
     found = {}
-    for style, name in zip(("--", "-.", (0, (1, 1))), _ALL, strict=True):
+    for style, name in zip(("--", "-.", ":"), _ALL, strict=True):
         rows = own[own["way"] == name]
         if name in controls(own) and len(rows) and rows["mean"].notna().any():
             found[name] = level(axes, float(rows["mean"].iloc[0]), name, style)

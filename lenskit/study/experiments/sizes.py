@@ -64,7 +64,8 @@ def sizes(
     command = command or f"lk.experiments.sizes({len(models)} models, {len(chosen)} concepts)"
     options["judge"] = spoken if judge is None or judge is grammar_judge else judge
     seed = options.get("seed") or 0
-    figures, blocks, tokens, notes = [], [], [], []
+    figures, blocks, tokens = list[pd.DataFrame](), list[pd.DataFrame](), list[pd.DataFrame]()
+    notes: list[str] = []
     for name, model in models.items():
         folder = None if out is None else Path(out) / "models" / _folder(name)
         truth = None if activity is None else activity.get(name)
