@@ -1,6 +1,7 @@
 """The public names, each with the module it is loaded from when it is first used."""
 
 from . import causal as causal
+from . import emphasis as emphasis
 from . import exchange as exchange
 from . import figures as figures
 from . import profiling as profiling
@@ -8,6 +9,7 @@ from . import tasks as tasks
 from .attention import AdaSeka as AdaSeka
 from .attention import AttentionEdit as AttentionEdit
 from .attention import AttentionMass as AttentionMass
+from .attention import HeadBias as HeadBias
 from .attention import Heads as Heads
 from .attention import InstABoost as InstABoost
 from .attention import KeyContrast as KeyContrast

@@ -110,7 +110,8 @@ def experiment_table(found: experiments.Experiment) -> Table:
     wide, gained = found.wide(), None
     if found.reference:
         chosen = "held out" if "held out" in found.measures else found.measures[0]
-        own = found.table.query("concept_class == 'all' and measure == @chosen")
+        table = found.table
+        own = table[(table[found.group] == "all") & (table["measure"] == chosen)]
         columns = ["difference", "difference_low", "difference_high", "reference"]
         gained = own.set_index(found.by)[columns]
     table = Table(title=found.question, title_justify="left", box=SIMPLE_HEAD)
