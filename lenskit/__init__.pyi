@@ -98,6 +98,7 @@ from .study import Subject as Subject
 from .study import Variant as Variant
 from .study import calibrate as calibrate
 from .study import diagnose as diagnose
+from .study import diagnose_edit as diagnose_edit
 from .study import experiments as experiments
 from .study import paired_differences as paired_differences
 from .study import read_study as read_study

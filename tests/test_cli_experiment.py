@@ -7,7 +7,8 @@ import pytest
 import tiny
 from commanded import OWN, lenskit
 
-from lenskit.cli.experiment import NAMES
+from lenskit import emphasis
+from lenskit.cli.experiment import EMPHASIS, NAMES
 from lenskit.study.experiments import EXPERIMENTS
 
 
@@ -20,6 +21,7 @@ def own(tmp_path):
 
 def test_the_commands_names_are_those_of_the_library():
     assert set(EXPERIMENTS) == set(NAMES)
+    assert set(emphasis.EXPERIMENTS) == set(EMPHASIS)
 
 
 def test_an_experiment_runs_on_a_model_and_concepts_of_ones_own(own, tmp_path):
@@ -43,6 +45,9 @@ def test_an_experiment_runs_on_a_model_and_concepts_of_ones_own(own, tmp_path):
         (["tokens", "--workers", "2"], "--workers needs --out"),
         (["tokens", "--model", "nowhere"], "answers are judged by phrases"),
         (["tokens", "--coefficients", "0"], "above 0"),
+        (["tokens", "--samples", "4"], "--samples is no option of 'tokens'"),
+        (["emphasis", "--concepts", "4"], "--concepts is no option of 'emphasis'"),
+        (["heads", "--other", "nowhere"], "--other is no option of 'heads'"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, said):

@@ -33,11 +33,12 @@ NAMES = (
     *("tokens", "labels", "blocks", "proxy", "where", "learners", "classes", "cost", "failures"),
     "open-prefix",
 )
+EMPHASIS = ("emphasis", "field", "sources", "heads")
 
 
 @app.command()
 def experiment(
-    name: Annotated[str, typer.Argument(help=f"one of {', '.join(NAMES)}")],
+    name: Annotated[str, typer.Argument(help=f"one of {', '.join((*NAMES, *EMPHASIS))}")],
     model: ModelName = EMBEDDED,
     classes: Classes = None,
     which: ConceptNames = None,
@@ -45,7 +46,9 @@ def experiment(
     coefficients: Annotated[
         str | None, typer.Option(help="the budget of every way to steer, in residual norms")
     ] = None,
-    prompts: Annotated[int | None, typer.Option(help="prompts for each concept")] = None,
+    prompts: Annotated[
+        int | None, typer.Option(help="prompts for each concept, or for each task")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="processes with a GPU each, or a core without")
     ] = None,
@@ -55,15 +58,43 @@ def experiment(
     batch_size: Annotated[int, typer.Option(help="answers generated at once")] = 256,
     device: Device = None,
     seed: Annotated[int, typer.Option(help="draws prompts and controls")] = 0,
+    samples: Annotated[
+        int | None, typer.Option(help="train prompts of each task, for experiments on emphasis")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="of whatever is learnt, for experiments on emphasis")
+    ] = None,
+    other: Annotated[
+        str | None, typer.Option(help="for field: another checkpoint, to which all is carried over")
+    ] = None,
 ) -> None:
     """Answer one question about steering, with controls, intervals and paired differences.
 
     The concepts are lenskit's own or those of a --concept-file, whose judge then decides. With
     --out the experiment can be stopped and started again; the folder then also holds NAME.csv and
-    NAME.md.
+    NAME.md. emphasis, field, sources and heads are of tasks of attention steering, not of concepts.
     """
     with mistakes("Run the same command again to go on." if out else ""):
-        (name,) = among("experiment", [name], NAMES)
+        (name,) = among("experiment", [name], (*NAMES, *EMPHASIS))
+        of_tasks = {"samples": samples, "steps": steps, "other": other}
+        of_concepts = {"class": classes, "concepts": which, "concept_file": concept_file}
+        of_concepts |= {"coefficients": coefficients, "workers": workers}
+        for option, value in (of_concepts if name in EMPHASIS else of_tasks).items():
+            if value is not None:
+                raise ValueError(f"--{option.replace('_', '-')} is no option of {name!r}")
+        if other is not None and name != "field":
+            raise ValueError(f"--other is no option of {name!r}")
+        if name in EMPHASIS:
+            sizes = {"number": prompts, "samples": samples, "steps": steps, "seed": seed}
+            said = _command(
+                name,
+                model=model if model != EMBEDDED else None,
+                prompts=prompts,
+                seed=seed or None,
+                **of_tasks,
+            )
+            _on_emphasis(name, model, other, sizes, out, batch_size, device, said)
+            return
         named = choose(which, classes, concept_file, None, None, None, "4")
         if workers is not None and out is None:
             raise ValueError("--workers needs --out, the folder in which the workers meet")
@@ -99,6 +130,32 @@ def experiment(
         # Before anything is printed, which may fail.
         written = found.save(out) if out else []
         show(experiment_table(found), *found.notes, *(f"wrote {path}" for path in written))
+
+
+def _on_emphasis(
+    name: str,
+    model: str,
+    other: str | None,
+    sizes: dict[str, int | None],
+    out: Path | None,
+    batch_size: int,
+    device: str | None,
+    command: str,
+) -> None:
+    from transformers.utils import logging
+
+    from lenskit import emphasis
+    from lenskit.models import load_model
+
+    logging.disable_progress_bar()
+    asked = emphasis.Sizes(**{size: n for size, n in sizes.items() if n is not None})
+    options: dict[str, Any] = {"out": out, "batch_size": batch_size, "progress": terminal()}
+    if other is not None:
+        options["other"] = load_model(other, device=device)
+    loaded = load_model(model, device=device)
+    found = emphasis.EXPERIMENTS[name](loaded, asked, command=command, **options)
+    written = found.save(out) if out else []
+    show(experiment_table(found), *found.notes, *(f"wrote {path}" for path in written))
 
 
 def experiment_table(found: experiments.Experiment) -> Table:

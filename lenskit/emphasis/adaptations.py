@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -20,8 +20,16 @@ from torch import Tensor, nn
 from lenskit._arguments import block_numbers, whole
 from lenskit._display import Displayed
 from lenskit.emphasis.soft import SoftPrompt, inserted
-from lenskit.emphasis.targets import drawn, target_losses
-from lenskit.models import RESID, ModelCheckError, chat_ids, decoder_layers, hooked, run_plain, using
+from lenskit.emphasis.targets import drawn, target_losses, with_targets
+from lenskit.models import (
+    RESID,
+    ModelCheckError,
+    chat_ids,
+    decoder_layers,
+    hooked,
+    run_plain,
+    using,
+)
 from lenskit.tasks import Task, emphasised_span
 
 if TYPE_CHECKING:
@@ -187,23 +195,30 @@ def steering_vectors(
     tasks: Task | Sequence[Task],
     *,
     blocks: Sequence[int] | None = None,
+    positions: Literal["all", "answer"] = "all",
     steps: int = 40,
     number: int = 8,
     rate: float = 0.02,
     seed: int = 0,
 ) -> Adaptation:
-    """One vector for each of ``blocks``, added at every token, learnt together from zero."""
+    """One vector for each of ``blocks``, learnt together from zero.
+
+    They are added at every token, or at those that the "answer" is written from.
+    """
     chosen = block_numbers("blocks", blocks, model.cfg.n_layers)
     learnt = torch.zeros(len(chosen), model.cfg.d_model, device=model.cfg.device)
     learnt.requires_grad_(True)
 
     def adder(place: int, value: Tensor, hook: Any) -> Tensor:
-        return value + learnt[place].to(value)
+        return value + at.to(value) * learnt[place].to(value)
 
     hooks = [(f"blocks.{block}.{RESID}", partial(adder, i)) for i, block in enumerate(chosen)]
     optimiser, losses = torch.optim.Adam([learnt], lr=rate), []
     with using(model), torch.enable_grad():
         for prompts in drawn(tasks, steps, number, seed):
+            tokens, wanted = with_targets(model, prompts)
+            writing = tokens.attention_mask if positions == "all" else wanted.roll(-1, dims=1)
+            at = writing[..., None]
             with hooked(model, hooks):
                 loss = target_losses(model, prompts)
             (learnt.grad,) = torch.autograd.grad(loss.mean(), [learnt])

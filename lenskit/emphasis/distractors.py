@@ -30,7 +30,9 @@ def distractor_span(model: TransformerBridge, prompt: TaskPrompt) -> Span | None
         start += text[start:end].index(part)
         several = text.count(part) > 1
         nth = text[:start].count(part) if several else None
-        own = emphasised_span(model, replace(prompt, emphasised=part, emphasised_in=message, nth=nth))
+        own = emphasised_span(
+            model, replace(prompt, emphasised=part, emphasised_in=message, nth=nth)
+        )
         found = own if found is None else found | own
     return found
 

@@ -103,7 +103,9 @@ def emphasis(
         ways = all_ways(model, sizes, tested, keep, batch_size)
         rows = {
             way.name: keep.rows(
-                "answers", way.name, make=partial(answered, model, way, tested, batch_size=batch_size)
+                "answers",
+                way.name,
+                make=partial(answered, model, way, tested, batch_size=batch_size),
             )
             for way in ways
         }
@@ -158,7 +160,9 @@ def emphasis(
 
 def families_of(rows: dict) -> list[str]:
     """The names of ways whose strength was chosen."""
-    return [name for name in rows if name in RIVALS or name.startswith(("Spotlight", "PASTA, prof"))]
+    return [
+        name for name in rows if name in RIVALS or name.startswith(("Spotlight", "PASTA, prof"))
+    ]
 
 
 def all_ways(
@@ -182,7 +186,7 @@ def all_ways(
     own = own_ways(model, train, sizes, keep, batch_size)
     drawn = random_like(pasta.heads, every, number=sizes.draws, by_block=True, seed=sizes.seed)
     anywhere = random_like(pasta.heads, every, number=1, seed=sizes.seed)
-    shown = partial(with_examples, _SHOTS, sizes.seed)
+    shown = partial(with_examples, model, _SHOTS, sizes.seed)
     most, candidates, prompts = sizes.oracle
     related = [
         prompt
@@ -192,7 +196,7 @@ def all_ways(
     ]
     best = oracle(model, related, pasta.policy, keep, most=most, candidates=candidates)
     return [
-        *prompting(_SHOTS, sizes.seed),
+        *prompting(model, _SHOTS, sizes.seed),
         *policies.values(),
         *(
             replace(pasta, name=f"PASTA, random heads by block, {i + 1}", heads=heads)
@@ -220,7 +224,7 @@ def own_ways(
     bias = learnt_bias(model, train, keep, steps=sizes.steps, seed=sizes.seed)
     tried = [Way(f"times {scale:g}", scaled(bias, scale)) for scale in SCALES]
     found = chosen(model, {OWN: tried}, train, keep, batch_size=batch_size)[OWN]
-    shown = partial(with_examples, _SHOTS, sizes.seed)
+    shown = partial(with_examples, model, _SHOTS, sizes.seed)
     return [found, replace(found, name=f"{OWN} with few-shot", change=shown)]
 
 
@@ -244,7 +248,9 @@ def targets(table: pd.DataFrame) -> pd.DataFrame:
         rows.append({"target": f"PASTA over few-shot, {measure}", "least": 20.0, "found": gained})
         best = max(known, key=lambda way: points(way, measure))
         gained = points(OWN, measure) - points(best, measure)
-        rows.append({"target": f"learnt bias over {best}, {measure}", "least": 5.0, "found": gained})
+        rows.append(
+            {"target": f"learnt bias over {best}, {measure}", "least": 5.0, "found": gained}
+        )
     for way in (PASTA, OWN):
         lost = points(way, "unrelated", "difference")
         rows.append({"target": f"{way}, unrelated", "least": -2.0, "found": lost})

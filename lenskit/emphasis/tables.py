@@ -32,9 +32,7 @@ def frame_of(rows: Mapping[str, Sequence[Row]], trials: Iterable[Trial]) -> pd.D
     return told.merge(pd.DataFrame(about), on=_TASK, how="inner", sort=False)
 
 
-def compared(
-    answers: pd.DataFrame, value: str, reference: str, *, seed: int = 0
-) -> pd.DataFrame:
+def compared(answers: pd.DataFrame, value: str, reference: str, *, seed: int = 0) -> pd.DataFrame:
     """A row for each way: the mean of a column with its 95 % interval, and less ``reference``.
 
     The ``difference`` is over the prompts that both have.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from lenskit.attention import AttentionEdit, Heads, KeyPolicy, Policy, Span, span
 from lenskit.generation import SteeringRow, generate_steered
 from lenskit.intervention import Positions
+from lenskit.models import conversation_ids
 from lenskit.scoring import repetition
 from lenskit.study import Row
 from lenskit.tasks import Task, TaskPrompt, emphasised_span, few_shot, marked, ngram_entropy
@@ -50,12 +51,23 @@ def with_mark(mark: str, prompt: TaskPrompt, trial: Trial) -> TaskPrompt:
     return marked(prompt, mark)
 
 
-def with_examples(number: int, seed: int, prompt: TaskPrompt, trial: Trial) -> TaskPrompt:
-    """The prompt behind correct examples; as it is where the trial has none of its kind."""
+def with_examples(
+    model: TransformerBridge, number: int, seed: int, prompt: TaskPrompt, trial: Trial
+) -> TaskPrompt:
+    """The prompt behind correct examples, as many as the model's positions allow.
+
+    It is as it was where the trial has none of its kind.
+    """
     kind = prompt.metadata.get("kind")
+    most = getattr(model.original_model.config, "max_position_embeddings", None)
     if sum(each.metadata.get("kind") == kind for each in trial.solved) <= number:
         return prompt
-    return few_shot(prompt, trial.solved, number, seed=seed)
+    for fewer in range(number, 0, -1):
+        shown = few_shot(prompt, trial.solved, fewer, seed=seed)
+        length = int(conversation_ids(model.tokenizer, [shown.messages]).lengths[0])
+        if most is None or length + trial.task.max_new_tokens <= most:
+            return shown
+    return prompt
 
 
 def own_span(model: TransformerBridge, prompt: TaskPrompt, changed: TaskPrompt) -> Span | None:
@@ -144,13 +156,17 @@ def answered(
     return found_rows
 
 
-def prompting(examples: int, seed: int) -> list[Way]:
+def prompting(model: TransformerBridge, examples: int, seed: int) -> list[Way]:
     """What a prompt alone can do: nothing, correct examples, marks, repetition."""
     return [
         Way("nothing"),
-        Way("few-shot", change=partial(with_examples, examples, seed)),
+        Way("few-shot", change=partial(with_examples, model, examples, seed)),
         *(
             Way(name, change=partial(with_mark, mark))
-            for name, mark in (("quotes", "quotes"), ("asterisks", "stars"), ("repeated", "repeated"))
+            for name, mark in (
+                ("quotes", "quotes"),
+                ("asterisks", "stars"),
+                ("repeated", "repeated"),
+            )
         ),
     ]
