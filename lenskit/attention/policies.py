@@ -67,11 +67,11 @@ class LogitBias(Displayed):
 class HeadBias(Displayed):
     """A bias of its own for every head: ``inside[block, head]`` is added to the span's scores.
 
-    ``outside``, where it is given, is added to those of the prompt's other keys but the first token,
-    on which many heads rest. Positive numbers turn a head to the span, and 0 leaves it as it was, so
-    that no heads need be named. ``lenskit.emphasis.learn_head_bias`` finds them on prompts of one's
-    own. Cost: a mask for each block. Raises ValueError for numbers that are not finite, or not
-    ``[block, head]``; IndexError where the model has more blocks.
+    ``outside``, where it is given, is added to those of the prompt's other keys but the first
+    token, on which many heads rest. Positive numbers turn a head to the span, and 0 leaves it as it
+    was, so that no heads need be named. ``lk.emphasis.learn_head_bias`` finds them on prompts of
+    one's own. Cost: a mask for each block. Raises ValueError for numbers that are not finite, or
+    not ``[block, head]``; IndexError where the model has more blocks.
 
     >>> import torch
     >>> lk.HeadBias(torch.zeros(model.cfg.n_layers, model.cfg.n_heads))

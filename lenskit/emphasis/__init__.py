@@ -2,15 +2,15 @@
 
 ``learn_head_bias`` finds a bias for every head on the prompts that others choose heads by. The
 experiments are functions of a model and ``Sizes`` that give tables as ``lk.experiments`` do:
-``emphasis`` (all ways to emphasise a span), ``field`` (attention, activations, soft prompts and
+``compare`` (all ways to emphasise a span), ``field`` (attention, activations, soft prompts and
 weights), ``sources`` (where a steering vector comes from) and ``heads`` (what a profile is worth)::
 
-    found = lk.emphasis.emphasis(model, out="results/emphasis")
+    found = lk.emphasis.compare(model, out="results/emphasis")
     found.save("results/emphasis")
 
-The adaptations that ``field`` compares with are functions of their own: ``fine_tune``, ``low_rank``,
-``rank_one``, ``soft_prompt`` and ``steering_vectors`` give an ``Adaptation``, whose ``inside(model)``
-is a context; afterwards the weights are bit for bit what they were.
+The adaptations that ``field`` compares with are functions of their own: ``fine_tune``,
+``low_rank``, ``rank_one``, ``soft_prompt`` and ``steering_vectors`` give an ``Adaptation``, whose
+``inside(model)`` is a context; afterwards the weights are bit for bit what they were.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from lenskit.emphasis.adaptations import (
     soft_prompt,
     steering_vectors,
 )
+from lenskit.emphasis.comparison import Sizes, compare
 from lenskit.emphasis.distractors import distractor_span
-from lenskit.emphasis.emphasis import Sizes, emphasis
 from lenskit.emphasis.field import field
 from lenskit.emphasis.heads import heads
 from lenskit.emphasis.learnt import learn_head_bias
@@ -37,7 +37,7 @@ from lenskit.emphasis.sources import sources
 from lenskit.study import experiments
 
 EXPERIMENTS: Mapping[str, Callable[..., experiments.Experiment]] = MappingProxyType(
-    {"emphasis": emphasis, "field": field, "sources": sources, "heads": heads}
+    {"emphasis": compare, "field": field, "sources": sources, "heads": heads}
 )
 """Every experiment on emphasis, by the name that ``lenskit experiment`` knows it by."""
 
@@ -48,7 +48,7 @@ __all__ = [
     "SoftPrompt",
     "changed_weights",
     "distractor_span",
-    "emphasis",
+    "compare",
     "field",
     "fine_tune",
     "heads",

@@ -1,8 +1,8 @@
 """Other ways to teach a model the same prompts: weights, a soft prompt, vectors, all by Adam.
 
 Each is a function of a model, tasks and a seed that leaves the model as it was and returns an
-``Adaptation``. The data are the targets of the tasks' prompts, as ``learn_head_bias`` sees them, and
-every step draws as many of them.
+``Adaptation``. The data are the targets of the tasks' prompts, as ``learn_head_bias`` sees them,
+and every step draws as many of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from lenskit.models import (
     run_plain,
     using,
 )
-from lenskit.tasks import Task, emphasised_span
+from lenskit.steering import steer
+from lenskit.tasks import Task, TaskPrompt, emphasised_span
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -106,7 +107,7 @@ def low_rank(
     rate: float = 5e-3,
     seed: int = 0,
 ) -> Adaptation:
-    """LoRA (arXiv 2106.09685): every matrix of the blocks gains ``B A`` of a rank, ``B`` from zero."""
+    """LoRA (arXiv 2106.09685): every matrix of the blocks gains ``B A`` of a low rank."""
     rank = whole("rank", rank, 1)
     blocks = {id(each) for each in decoder_layers(model.original_model).parameters()}
     random = torch.Generator().manual_seed(seed)
@@ -137,10 +138,10 @@ def rank_one(
 ) -> Adaptation:
     """A rank-one edit of one MLP's output weights, in the form of ROME (arXiv 2202.05262).
 
-    ``ΔW = v (C⁻¹k)ᵀ / (kᵀC⁻¹k)``: ``k`` is the mean input of these weights at the last token of the
-    spans, ``C`` their second moment over all tokens of the prompts, and ``v``, what is written there
-    in addition, is learnt. ``block``: by default the middle one. Raises ModelCheckError for a model
-    without such weights.
+    ``ΔW = v (C⁻¹k)ᵀ / (kᵀC⁻¹k)``: ``k`` is the mean input of these weights at the last token of
+    the spans, ``C`` their second moment over all tokens of the prompts, and ``v``, what is written
+    there in addition, is learnt. ``block``: by default the middle one. Raises ModelCheckError for a
+    model without such weights.
     """
     middle = model.cfg.n_layers // 2
     (block,) = block_numbers("block", [middle if block is None else block], model.cfg.n_layers)
@@ -171,7 +172,7 @@ def soft_prompt(
     rate: float = 0.02,
     seed: int = 0,
 ) -> Adaptation:
-    """Embeddings of ``length`` tokens before the question (arXiv 2104.08691), from drawn tokens'."""
+    """Embeddings of ``length`` tokens before the question (arXiv 2104.08691), from drawn ones."""
     length = whole("length", length, 1)
     weight = model.original_model.get_input_embeddings().weight.detach()
     random = torch.Generator().manual_seed(seed)
@@ -238,7 +239,7 @@ def _descend(
     rate: float,
     seed: int,
 ) -> Adaptation:
-    """Adam on what the weights' changes are made of, by the chain rule from the weights' gradients."""
+    """Adam on what the weights' changes are made of, by the chain rule."""
     own = {name: each.clone().requires_grad_(True) for name, each in start.items()}
     known = dict(model.original_model.named_parameters())
     weights = {name: known[name] for name in deltas(own)}
@@ -307,3 +308,18 @@ def _key(
     ridge = 1e-3 * moment.diagonal().mean() * torch.eye(len(key), device=key.device).double()
     solved = torch.linalg.solve(moment + ridge, key)
     return (solved / (key @ solved)).float()
+
+
+@torch.no_grad()
+def adapted_loss(
+    model: TransformerBridge, found: Adaptation | None, prompts: Sequence[TaskPrompt]
+) -> float:
+    """Mean loss of the prompts' targets, nats a token, with an adaptation at work."""
+    if found is None:
+        return float(target_losses(model, prompts).mean())
+    if found.vectors is not None:
+        with steer(model, found.vectors, coefficient=1.0, start=0):
+            return float(target_losses(model, prompts).mean())
+    asked = prompts if found.soft is None else [inserted(p, found.soft.text) for p in prompts]
+    with found.inside(model):
+        return float(target_losses(model, asked).mean())

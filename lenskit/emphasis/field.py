@@ -20,9 +20,9 @@ from lenskit.emphasis.adaptations import (
     soft_prompt,
     steering_vectors,
 )
-from lenskit.emphasis.choosing import ALPHAS, chosen, learnt_bias, profiled, scaled, SCALES
+from lenskit.emphasis.choosing import ALPHAS, SCALES, chosen, learnt_bias, profiled, scaled
+from lenskit.emphasis.comparison import FEW_SHOT, NOTHING, OWN, PASTA, Sizes
 from lenskit.emphasis.contrastive import mean_difference
-from lenskit.emphasis.emphasis import FEW_SHOT, NOTHING, OWN, PASTA, Sizes
 from lenskit.emphasis.keeping import Keeping, keeping
 from lenskit.emphasis.soft import inserted
 from lenskit.emphasis.tables import frame_of, summary
@@ -70,7 +70,7 @@ def field(
     adapt, the milliseconds a token written and tokens read in addition, and whether it persists
     without anything at work in the pass. Seconds are of this machine in this state.
 
-    With ``out`` parts are kept as in ``emphasis`` (the answers, not what was trained for them).
+    With ``out`` parts are kept as in ``compare`` (the answers, not what was trained for them).
     """
     sizes = Sizes() if sizes is None else sizes
     settings = {"model": model_fingerprint(model), "sizes": asdict(sizes)}
@@ -196,7 +196,8 @@ class _Made:
         """Near prompts, whose instruction is followed, and far ones of the train split."""
         far, number = PROFILED[name], self.sizes.samples
         near = embedded(name, number, self.sizes.seed, "train", **{**far, "length": (0, 0)})
-        return list(zip(near.prompts, embedded(name, number, 0, "train", **far).prompts))
+        ignored = embedded(name, number, self.sizes.seed, "train", **far)
+        return list(zip(near.prompts, ignored.prompts, strict=True))
 
 
 def adapted(name: str, found: Adaptation) -> Way:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from lenskit.attention import Heads
 from lenskit.emphasis.choosing import mean_ranking
-from lenskit.emphasis.emphasis import Sizes
+from lenskit.emphasis.comparison import Sizes
 from lenskit.emphasis.tables import DRAWS
 from lenskit.emphasis.trials import PROFILED, training
 from lenskit.models import model_fingerprint
@@ -41,7 +41,7 @@ def heads(
     the matrix of scores, split-half reliability, overlap of the tasks' best heads against chance,
     and two cheaper first stages (whole blocks; one forward pass) with cost and agreement.
 
-    With ``out`` parts are kept as in ``emphasis``.
+    With ``out`` parts are kept as in ``compare``.
     """
     sizes = Sizes() if sizes is None else sizes
     tasks = training(sizes.samples, sizes.seed)

@@ -17,15 +17,15 @@ from torch import Tensor
 from lenskit import causal
 from lenskit.emphasis.adaptations import steering_vectors
 from lenskit.emphasis.choosing import chosen
+from lenskit.emphasis.comparison import NOTHING, Sizes
 from lenskit.emphasis.contrastive import Pair, last_states, without_span
-from lenskit.emphasis.emphasis import NOTHING, Sizes
 from lenskit.emphasis.keeping import Keeping, keeping
 from lenskit.emphasis.planted import SHARES, planted
 from lenskit.emphasis.tables import compared, frame_of, summary
 from lenskit.emphasis.ways import Trial, Way, answered
 from lenskit.models import model_fingerprint
 from lenskit.study import Row, experiments
-from lenskit.tasks import Task, TaskPrompt, embedded
+from lenskit.tasks import Task, embedded
 from lenskit.vectors import Logistic
 
 if TYPE_CHECKING:
@@ -65,15 +65,15 @@ def sources(
     most (``lk.causal.fit_vectors``). A vector is of unit norm, and added to the tokens that the
     answer is written from, in one block or in all, in units of the block's mean norm; where and how
     much is chosen among the same settings by the score on the pairs' own prompts. "learnt
-    (ceiling)": vectors of all blocks, of any length, by gradient descent on the targets. Scored are held-out prompts without the instruction;
-    "told" are those with it.
+    (ceiling)": vectors of all blocks, of any length, by gradient descent on the targets. Scored are
+    held-out prompts without the instruction; "told" are those with it.
 
     The part "planted bias": pairs behind a sentence about a woman in a share of the prompts with
     the instruction (and about a man without it), 0.5 of which plants nothing. The vectors of every
     source are then added where a story goes on with «She» or «He»: ``she`` is the share of «She»,
     ``amplified`` how far it moved from that at a share of 0.5, over how far the share did.
 
-    With ``out`` parts are kept as in ``emphasis``. Raises ValueError for kinds that are not known.
+    With ``out`` parts are kept as in ``compare``. Raises ValueError for kinds that are not known.
     """
     sizes = Sizes() if sizes is None else sizes
     if unknown := [kind for kind in kinds if kind not in KINDS]:

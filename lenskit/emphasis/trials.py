@@ -1,4 +1,4 @@
-"""Which tasks are compared on: profiled ones, others, near and far ones, and unrelated exercises."""
+"""Which tasks are compared on: profiled ones, others, nearer ones, and unrelated exercises."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lenskit.emphasis.ways import Trial
 from lenskit.embedded.tasks import UNRELATED
+from lenskit.emphasis.ways import Trial
 from lenskit.tasks import Task, embedded
 
 FAR = (100, 150)

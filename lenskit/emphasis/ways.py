@@ -96,7 +96,7 @@ class Way:
 
     ``change`` makes the prompt that is asked, and ``where`` finds the span that ``policy`` acts on
     (``None``: this row is left alone). ``vectors`` with ``coefficient`` and ``positions`` as in
-    ``SteeringRow``. ``inside`` is a context entered for the answers, such as one of changed weights.
+    ``SteeringRow``. ``inside`` is a context entered for the answers, such as of changed weights.
     """
 
     name: str

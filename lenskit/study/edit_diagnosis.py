@@ -60,7 +60,8 @@ def diagnose_edit(
     """
     if isinstance(policy, KeyPolicy):
         raise ValueError(
-            f"{type(policy).__name__} edits keys, whose strength is its gain; give a policy of scores"
+            f"{type(policy).__name__} edits keys, whose strength is its gain; give a policy of "
+            "scores"
         )
     strengths = sorted({1.0, *map(float, gains)})
     if not gains or strengths[0] <= 0:
@@ -128,7 +129,7 @@ class _Probe:
     batch_size: int
 
     def table(self, tried: _Tried | None, strengths: Sequence[float]) -> pd.DataFrame:
-        """For each strength: the score, and the shares that repeat themselves and are as without."""
+        """For each strength: the score, and the shares that repeat themselves or are unchanged."""
         plain = self._answers([None] * len(self.task))
         rows = []
         for strength in strengths:

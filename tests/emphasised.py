@@ -1,4 +1,4 @@
-"""A tiny random model that reads the embedded tokenizer, so that its prompts fit."""
+"""A tiny random model that reads the embedded tokenizer, and a task for any model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,18 @@ import tiny
 from transformers import AutoTokenizer
 
 from lenskit.models import load_model, model_location
+from lenskit.tasks import Task, TaskPrompt, judge_label
+
+INSTRUCTION = "Answer in one word."
+
+
+def task(*texts, name="one"):
+    """A task whose prompts begin with an instruction, and whose target is «Rain»."""
+    prompts = [
+        TaskPrompt(({"role": "user", "content": f"{INSTRUCTION} {text}"},), INSTRUCTION, "Rain")
+        for text in texts
+    ]
+    return Task(name, tuple(prompts), judge_label, 4)
 
 
 @cache

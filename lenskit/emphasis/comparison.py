@@ -1,4 +1,4 @@
-"""Every way to emphasise a span, on the same held-out prompts and on tasks that were not profiled."""
+"""Every way to emphasise a span, on the same held-out prompts and on tasks of other kinds."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Sizes:
             whole(name, getattr(self, name), 0)
 
 
-def emphasis(
+def compare(
     model: TransformerBridge,
     sizes: Sizes | None = None,
     *,
@@ -83,7 +83,7 @@ def emphasis(
     progress: bool = True,
     command: str = "",
 ) -> experiments.Experiment:
-    """All ways to emphasise a span, on the same prompts: policies, prompts, knock-out and an oracle.
+    """All ways to emphasise a span, on the same prompts: policies, texts, knock-out, an oracle.
 
     Heads, strengths and the learnt bias are chosen on the train prompts of three tasks (a format
     and a rewriting that are asked for far away, and a passage that conflicts with memory), and
@@ -134,7 +134,7 @@ def emphasis(
     return experiments.Experiment(
         "emphasis",
         "What makes a model look at a part of its prompt?",
-        command or "lk.emphasis.emphasis(model)",
+        command or "lk.emphasis.compare(model)",
         table,
         FEW_SHOT,
         "way",
