@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,16 +27,16 @@ def last_states(
     tokens = chat_ids(model, [prompt.messages for prompt in prompts])
     blocks = range(model.cfg.n_layers)
     found = torch.zeros(len(prompts), len(blocks), model.cfg.d_model)
-    seen: dict[str, Tensor] = {}
+    seen: dict[int, Tensor] = {}
 
-    def read(value: Tensor, hook: Any) -> None:
-        seen[hook.name] = value[:, -1].detach().float().cpu()
+    def read(block: int, value: Tensor, hook: Any) -> None:
+        seen[block] = value[:, -1].detach().float().cpu()
 
-    names = [f"blocks.{block}.{RESID}" for block in blocks]
-    with hooked(model, [(name, read) for name in names]):
+    hooks = [(f"blocks.{block}.{RESID}", partial(read, block)) for block in blocks]
+    with hooked(model, hooks):
         for rows in torch.arange(len(prompts)).split(batch_size):
             run_plain(model.original_model, tokens.rows(rows).trimmed(), use_cache=False)
-            found[rows] = torch.stack([seen[name] for name in names], dim=1)
+            found[rows] = torch.stack([seen[block] for block in blocks], dim=1)
     return found
 
 
