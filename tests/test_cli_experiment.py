@@ -9,7 +9,7 @@ from commanded import OWN, lenskit
 
 from lenskit import emphasis
 from lenskit.cli.experiment import EMPHASIS, NAMES
-from lenskit.study.experiments import EXPERIMENTS
+from lenskit.study.experiments import EXPERIMENTS, Experiment
 
 
 @pytest.fixture
@@ -36,6 +36,37 @@ def test_an_experiment_runs_on_a_model_and_concepts_of_ones_own(own, tmp_path):
     text = (out / "tokens.md").read_text()
     said = f"lenskit experiment tokens --model {tiny.shared_folder()} --concept-file {own}"
     assert f"`{said} --coefficients 0.5,2 --prompts 8`" in text
+
+
+def test_an_experiment_on_emphasis_is_told_its_sizes_and_saved(tmp_path, monkeypatch):
+    asked = {}
+
+    def made(model, sizes, *, command, **options):
+        asked.update(sizes=sizes, other=options["other"])
+        row = {
+            "task": "all",
+            "way": "nothing",
+            "measure": "profiled",
+            "n": 3,
+            "reference": "nothing",
+        }
+        ends = dict.fromkeys(
+            ("low", "high", "difference", "difference_low", "difference_high"), 0.0
+        )
+        table = pd.DataFrame([{**row, **ends, "mean": 0.5}])
+        about = {"group": "task", "counted": "n"}
+        return Experiment("field", "What?", command, table, "nothing", **about)
+
+    monkeypatch.setattr(emphasis, "EXPERIMENTS", {"field": made})
+    folder, out = tiny.shared_folder(), tmp_path / "out"
+    options = ("--model", folder, "--device", "cpu", "--prompts", 3, "--samples", 2, "--steps", 1)
+    done = lenskit("experiment", "field", *options, "--other", folder, "--out", out)
+    assert done.exit_code == 0, done.output
+    sizes = asked["sizes"]
+    assert (sizes.number, sizes.samples, sizes.steps, sizes.seed) == (3, 2, 1, 0)
+    assert asked["other"] is not None and pd.read_csv(out / "field.csv")["n"].tolist() == [3]
+    said = f"lenskit experiment field --model {folder} --prompts 3 --samples 2 --steps 1"
+    assert f"`{said} --other {folder}`" in (out / "field.md").read_text()
 
 
 @pytest.mark.parametrize(

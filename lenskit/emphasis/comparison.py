@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from lenskit._arguments import whole
-from lenskit.attention import Heads, Knockout, Pasta
+from lenskit.attention import Heads, Knockout, Pasta, Span
 from lenskit.emphasis.choosing import (
     SCALES,
     chosen,
@@ -37,7 +37,7 @@ from lenskit.emphasis.ways import (
 from lenskit.models import model_fingerprint
 from lenskit.profiling import random_like
 from lenskit.study import experiments
-from lenskit.tasks import Task
+from lenskit.tasks import Task, TaskPrompt
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -228,7 +228,7 @@ def own_ways(
     return [found, replace(found, name=f"{OWN} with few-shot", change=shown)]
 
 
-def knocked(model, prompt, changed):  # type: ignore[no-untyped-def]
+def knocked(model: TransformerBridge, prompt: TaskPrompt, changed: TaskPrompt) -> Span | None:
     """The distractor of a prompt."""
     return distractor_span(model, changed)
 
