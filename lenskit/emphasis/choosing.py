@@ -38,7 +38,7 @@ ALPHAS = (0.3, 0.1, 0.01, 0.001)
 MULTIPLIERS = (2.0, 4.0, 8.0, 19.0)
 TARGETS = (0.1, 0.2, 0.35, 0.5)
 GAINS = (0.5, 1.0, 2.0, 4.0)
-SCALES = (0.5, 1.0, 1.5)
+SCALES = (0.75, 1.0, 1.5, 2.0)
 
 
 def mean_ranking(scores: HeadScores) -> list[tuple[int, int]]:

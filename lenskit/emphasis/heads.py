@@ -22,7 +22,8 @@ from lenskit.tasks import embedded
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-ALPHAS = (0.001, 0.01, 0.1, 0.5, 2.0)
+ALPHAS = (0.001, 0.1, 0.5, 2.0)
+ALPHA = 0.01
 
 
 def heads(
@@ -58,14 +59,13 @@ def heads(
     curves = []
     for name, given in PROFILED.items():
         task = embedded(name, sizes.number, sizes.seed, **given)
-        found = curve(
-            model, task, sets, ALPHAS, random=sizes.draws, seed=sizes.seed, draws=DRAWS, **options
-        )
-        curves.append(found.assign(task=name))
-    curved = pd.concat(curves, ignore_index=True)
-    curved = curved.rename(columns={"score": "mean"})
-    said = [f"{kind}, k = {k}, α = {a:g}" for kind, k, a in curved[["heads", "k", "alpha"]].values]
-    table = curved.assign(way=said, measure="score", reference="none, k = 0, α = 1")
+        curved = partial(curve, model, task, sets, seed=sizes.seed, draws=DRAWS, **options)
+        others = curved(ALPHAS, random=0)
+        found = [curved((ALPHA,), random=sizes.draws), others[others["heads"] != "none"]]
+        curves += [each.assign(task=name) for each in found]
+    drawn = pd.concat(curves, ignore_index=True).rename(columns={"score": "mean"})
+    said = [f"{kind}, k = {k}, α = {a:g}" for kind, k, a in drawn[["heads", "k", "alpha"]].values]
+    table = drawn.assign(way=said, measure="score", reference="none, k = 0, α = 1")
     whole = table.groupby(["way", "measure", "reference", "heads", "k", "alpha"], sort=False)
     columns = ["mean", "difference"]
     every = whole[columns].mean().reset_index().assign(task="all", n=sizes.number * len(PROFILED))

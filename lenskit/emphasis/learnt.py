@@ -23,6 +23,7 @@ def learn_head_bias(
     tasks: Task | Sequence[Task],
     *,
     outside: bool = True,
+    start: float = 1.0,
     steps: int = 40,
     number: int = 8,
     rate: float = 0.2,
@@ -32,9 +33,9 @@ def learn_head_bias(
     """How far every head should be turned to the span, learnt from the targets of some prompts.
 
     Profiling tries each head alone at one strength; here the strengths ``b`` of all heads are found
-    together by Adam on ``mean loss of the targets + decay Σ b²``, from zero, the weights of the
-    model staying as they are: ``blocks × heads`` numbers, twice as many with ``outside`` (a bias on
-    the rest of the prompt). Every step draws ``number`` prompts, of each task in turn; ``rate`` is
+    together by Adam on ``mean loss of the targets + decay Σ b²``, the weights of the model staying
+    as they are: ``blocks × heads`` numbers, which begin at ``start`` (InstABoost with ``e**start``),
+    and as many with ``outside`` (a bias on the rest of the prompt, from 0). Every step draws ``number`` prompts, of each task in turn; ``rate`` is
     Adam's, in nats. Learn from prompts of the train split, and judge on others. Tasks that must not
     suffer can be among them.
 
@@ -46,10 +47,13 @@ def learn_head_bias(
     True
     """
     (rate,) = positive_numbers("rate", [rate])
+    if not math.isfinite(start):
+        raise ValueError(f"start must be a finite number, got {start}")
     if not 0 <= decay < math.inf:
         raise ValueError(f"decay must be a finite number of 0 or more, got {decay}")
     shape, device = (model.cfg.n_layers, model.cfg.n_heads), model.cfg.device
-    biases = [torch.zeros(shape, device=device, requires_grad=True) for _ in range(1 + outside)]
+    biases = [torch.full(shape, each, device=device) for each in (start, 0.0)[: 1 + outside]]
+    biases = [each.requires_grad_(True) for each in biases]
     optimiser = torch.optim.Adam(biases, lr=rate)
     with using(model), torch.enable_grad():
         for prompts in drawn(tasks, steps, number, seed):
