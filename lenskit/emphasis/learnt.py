@@ -34,10 +34,10 @@ def learn_head_bias(
 
     Profiling tries each head alone at one strength; here the strengths ``b`` of all heads are found
     together by Adam on ``mean loss of the targets + decay Σ b²``, the weights of the model staying
-    as they are: ``blocks × heads`` numbers, which begin at ``start`` (InstABoost with ``e**start``),
-    and as many with ``outside`` (a bias on the rest of the prompt, from 0). Every step draws ``number`` prompts, of each task in turn; ``rate`` is
-    Adam's, in nats. Learn from prompts of the train split, and judge on others. Tasks that must not
-    suffer can be among them.
+    as they are: ``blocks × heads`` numbers, which begin at ``start`` (``log M`` of InstABoost), and
+    as many with ``outside`` (a bias on the rest of the prompt, from 0). Every step draws ``number``
+    prompts, of each task in turn; ``rate`` is Adam's, in nats. Learn from prompts of the train
+    split, and judge on others. Tasks that must not suffer can be among them.
 
     Raises ValueError without tasks, and for numbers that cannot be meant.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 
 import pandas as pd
@@ -11,7 +12,7 @@ from emphasised import small_model
 from steered import nothing_left
 
 import lenskit as lk
-from lenskit.emphasis import choosing, comparison
+from lenskit.emphasis import choosing, comparison, tables
 from lenskit.emphasis.comparison import FEW_SHOT, NOTHING, OWN, PASTA
 from lenskit.emphasis.tables import compared
 from lenskit.emphasis.trials import trials
@@ -53,9 +54,9 @@ def made_up(monkeypatch, model):
                 rows.append(row | {"tokens": 2, "read": 9, "seconds": 0.1})
         return rows
 
-    for module in (comparison, field, choosing):
+    for module in (comparison, field, choosing, sources):
         monkeypatch.setattr(module, "answered", made)
-    monkeypatch.setattr(sources, "answered", made)
+    monkeypatch.setattr(tables, "DRAWS", 20)
     scored = [{"block": b, "head": h, "gain": 0.0} for b in range(3) for h in range(4)]
     order = [(row["block"], row["head"]) for row in scored]
     bias = lk.HeadBias(torch.zeros(3, 4), torch.zeros(3, 4))
@@ -134,6 +135,28 @@ def test_sources_share_pairs_and_settings(model, made_up):
     assert (bias["amplified"].dropna() == 0).all() and len(bias) == 10
     with pytest.raises(ValueError, match="kinds .* are not known"):
         lk.emphasis.sources(model, SIZES, kinds=("yaml",), progress=False)
+
+
+def test_a_profile_is_shown_with_what_it_is_worth(model, monkeypatch):
+    def short(*given, **conditions):
+        return replace(lk.tasks.embedded(*given, **conditions), max_new_tokens=2)
+
+    for name in ("heads", "trials"):
+        module = import_module(f"lenskit.emphasis.{name}")
+        monkeypatch.setattr(module, "PROFILED", dict.fromkeys(("copy", "count", "compare"), {}))
+        monkeypatch.setattr(module, "embedded", short)
+    sizes = lk.emphasis.Sizes(number=2, samples=2, ks=(1, 2), draws=1)
+    found = lk.emphasis.heads(model, sizes, progress=False)
+    assert set(found.parts) == {"scores", "reliability", "overlap", "cheaper stages"}
+    assert len(found.parts["scores"]) == 3 * 12 and set(found.parts["cheaper stages"]["stage"]) == {
+        *("blocks", "contribution")
+    }
+    curves = found.table[found.table["task"] == "copy"]
+    assert (curves["heads"] == "none").sum() == 1
+    assert set(curves["heads"]) == {"none", "given", "random", "random by block"}
+    given = curves[curves["heads"] == "given"]
+    assert set(given["k"]) == {1, 2} and set(given["alpha"]) == {0.001, 0.01, 0.1, 0.5, 2.0}
+    assert found.wide().loc["none, k = 0, α = 1", "score"] == 0
 
 
 def test_an_answer_is_scored_on_the_prompt_it_was_asked_for(model):
