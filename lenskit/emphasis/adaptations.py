@@ -258,7 +258,7 @@ def _descend(
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
             pairs = zip(added.values(), gradients, strict=True)
             # Its gradient is that of the loss, as a function of what the changes are made of.
-            same = sum((each * g).sum() for each, g in pairs if g is not None)
+            same = torch.stack([(each * g).sum() for each, g in pairs if g is not None]).sum()
             found = torch.autograd.grad(same, list(own.values()), allow_unused=True)
             for each, gradient in zip(own.values(), found, strict=True):
                 each.grad = gradient

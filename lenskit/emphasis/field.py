@@ -73,8 +73,8 @@ def field(
     With ``out`` parts are kept as in ``compare`` (the answers, not what was trained for them).
     """
     sizes = Sizes() if sizes is None else sizes
-    settings = {"model": model_fingerprint(model), "sizes": asdict(sizes)}
-    settings["other"] = None if other is None else model_fingerprint(other)
+    carried = None if other is None else model_fingerprint(other)
+    settings = {"model": model_fingerprint(model), "sizes": asdict(sizes), "other": carried}
     with keeping("field", out, settings, progress) as keep:
         tested = trials(sizes.number, 0, sizes.exercises, sizes.seed)
         made = _Made(model, sizes, training(sizes.samples, sizes.seed), keep, batch_size)
@@ -102,9 +102,9 @@ def field(
         seed=sizes.seed,
     )
     if moved:
-        carried = frame_of(moved, tested)
+        elsewhere = frame_of(moved, tested)
         measure = "profiled, on another checkpoint"
-        own = summary(carried, {measure: ("profiled", "score", NOTHING)}, seed=sizes.seed)
+        own = summary(elsewhere, {measure: ("profiled", "score", NOTHING)}, seed=sizes.seed)
         table = pd.concat([table, own], ignore_index=True)
     return experiments.Experiment(
         "field",

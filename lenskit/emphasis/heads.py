@@ -60,8 +60,8 @@ def heads(
     for name, given in PROFILED.items():
         task = embedded(name, sizes.number, sizes.seed, **given)
         curved = partial(curve, model, task, sets, seed=sizes.seed, draws=DRAWS, **options)
-        others = curved(ALPHAS, random=0)
-        found = [curved((ALPHA,), random=sizes.draws), others[others["heads"] != "none"]]
+        others = curved(alphas=ALPHAS, random=0)
+        found = [curved(alphas=(ALPHA,), random=sizes.draws), others[others["heads"] != "none"]]
         curves += [each.assign(task=name) for each in found]
     drawn = pd.concat(curves, ignore_index=True).rename(columns={"score": "mean"})
     said = [f"{kind}, k = {k}, α = {a:g}" for kind, k, a in drawn[["heads", "k", "alpha"]].values]

@@ -54,7 +54,7 @@ def trials(number: int, nearer: int, exercises: int, seed: int) -> list[Trial]:
 
 def _solved(name: str, given: Mapping[str, Any], seed: int) -> tuple:
     """Train prompts to draw examples from: of the task's own kind, short and without filler."""
-    short = {"length": (0, 0)} if "length" in given else {}
+    short: dict[str, Any] = {"length": (0, 0)} if "length" in given else {}
     short |= {"asked_before": 0.0, "distractors": 1} if name == "passage" else {}
     short |= {"exercises": 1} if name in UNRELATED else {}
     return embedded(name, _POOL, seed, "train", **{**given, **short}).prompts
