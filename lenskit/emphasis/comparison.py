@@ -59,8 +59,8 @@ class Sizes:
     number: int = 32
     nearer: int = 12
     exercises: int = 20
-    samples: int = 12
-    steps: int = 40
+    samples: int = 24
+    steps: int = 60
     contrasts: int = 64
     ks: tuple[int, ...] = (4, 8, 16)
     draws: int = 3

@@ -44,6 +44,7 @@ TRAINED: Mapping[str, Callable[..., Adaptation]] = {
     "full fine-tuning": fine_tune,
     "rank-one weight edit": rank_one,
 }
+_ELSEWHERE = ("answers on another checkpoint",)
 PERSISTS = ("LoRA", "full fine-tuning", "rank-one weight edit")
 
 
@@ -78,18 +79,19 @@ def field(
     with keeping("field", out, settings, progress) as keep:
         tested = trials(sizes.number, 0, sizes.exercises, sizes.seed)
         made = _Made(model, sizes, training(sizes.samples, sizes.seed), keep, batch_size)
+        related = [trial for trial in tested if trial.role == "profiled"]
         rows, costs, moved = {}, [], {}
         for name in (NOTHING, FEW_SHOT, PASTA, OWN, "activation steering, contrastive", *TRAINED):
-            way, spent = made.way(name)
+            elsewhere = (*_ELSEWHERE, name)
+            known = keep.has("answers", name) and (other is None or keep.has(*elsewhere))
+            # What is kept need not be learnt again.
+            way = Way(name) if known and keep.has("spent", name) else made.way(name)
             rows[name] = keep.rows("answers", name, make=partial(made.answered, way, model, tested))
-            costs.append({"way": name, **spent})
+            (spent,) = keep.rows("spent", name, make=list)
+            costs.append({"way": name, **spent, "persists": name in PERSISTS})
             if other is not None:
-                related = [trial for trial in tested if trial.role == "profiled"]
-                moved[name] = keep.rows(
-                    "answers on another checkpoint",
-                    name,
-                    make=partial(made.answered, way, other, related),
-                )
+                make = partial(made.answered, way, other, related)
+                moved[name] = keep.rows(*elsewhere, make=make)
     answers = frame_of(rows, tested)
     table = summary(
         answers,
@@ -102,9 +104,9 @@ def field(
         seed=sizes.seed,
     )
     if moved:
-        elsewhere = frame_of(moved, tested)
+        carried_over = frame_of(moved, tested)
         measure = "profiled, on another checkpoint"
-        own = summary(elsewhere, {measure: ("profiled", "score", NOTHING)}, seed=sizes.seed)
+        own = summary(carried_over, {measure: ("profiled", "score", NOTHING)}, seed=sizes.seed)
         table = pd.concat([table, own], ignore_index=True)
     return experiments.Experiment(
         "field",
@@ -145,8 +147,8 @@ class _Made:
     def answered(self, way: Way, model: TransformerBridge, tested: Sequence[Trial]) -> list:
         return answered(model, way, tested, batch_size=self.batch_size)
 
-    def way(self, name: str) -> tuple[Way, dict[str, Any]]:
-        """The way, its parameters and seconds; those of a call that was stopped are its own."""
+    def way(self, name: str) -> Way:
+        """The way; its parameters, and the seconds that this call took for it, are kept."""
         begun = perf_counter()
         way, parameters = self._made(name)
         seconds = perf_counter() - begun
@@ -154,8 +156,8 @@ class _Made:
         def spent() -> list[dict[str, Any]]:
             return [{"parameters": parameters, "seconds to adapt": seconds}]
 
-        (row,) = self.keep.rows("spent", name, make=spent)
-        return way, row | {"persists": name in PERSISTS}
+        self.keep.rows("spent", name, make=spent)
+        return way
 
     def _made(self, name: str) -> tuple[Way, int]:
         sizes, model = self.sizes, self.model

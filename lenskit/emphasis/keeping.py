@@ -19,6 +19,10 @@ class Keeping:
     def __init__(self, store: CellStore, tell: Callable[[str], None]) -> None:
         self._store, self._tell = store, tell
 
+    def has(self, *key: str) -> bool:
+        """Whether a part is kept already."""
+        return key in self._store.cells
+
     def rows(self, *key: str, make: Callable[[], Sequence[Row]]) -> list[Row]:
         """The rows of a part, kept or made now; they have gone through JSON in any case."""
         self._tell(", ".join(key))
