@@ -77,7 +77,11 @@ def experiment(
     with mistakes("Run the same command again to go on." if out else ""):
         (name,) = among("experiment", [name], (*NAMES, *EMPHASIS))
         of_tasks = {"samples": samples, "steps": steps, "other": other}
-        of_concepts = {"class": classes, "concepts": which, "concept_file": concept_file}
+        of_concepts: dict[str, Any] = {
+            "class": classes,
+            "concepts": which,
+            "concept_file": concept_file,
+        }
         of_concepts |= {"coefficients": coefficients, "workers": workers}
         for option, value in (of_concepts if name in EMPHASIS else of_tasks).items():
             if value is not None:
@@ -148,7 +152,8 @@ def _on_emphasis(
     from lenskit.models import load_model
 
     logging.disable_progress_bar()
-    asked = emphasis.Sizes(**{size: n for size, n in sizes.items() if n is not None})
+    given: dict[str, Any] = {size: n for size, n in sizes.items() if n is not None}
+    asked = emphasis.Sizes(**given)
     options: dict[str, Any] = {"out": out, "batch_size": batch_size, "progress": terminal()}
     if other is not None:
         options["other"] = load_model(other, device=device)
