@@ -1,6 +1,7 @@
 """The public names, each with the module it is loaded from when it is first used."""
 
 from . import causal as causal
+from . import emphasis as emphasis
 from . import exchange as exchange
 from . import figures as figures
 from . import profiling as profiling
@@ -8,6 +9,7 @@ from . import tasks as tasks
 from .attention import AdaSeka as AdaSeka
 from .attention import AttentionEdit as AttentionEdit
 from .attention import AttentionMass as AttentionMass
+from .attention import HeadBias as HeadBias
 from .attention import Heads as Heads
 from .attention import InstABoost as InstABoost
 from .attention import KeyContrast as KeyContrast
@@ -97,6 +99,7 @@ from .study import Subject as Subject
 from .study import Variant as Variant
 from .study import calibrate as calibrate
 from .study import diagnose as diagnose
+from .study import diagnose_edit as diagnose_edit
 from .study import experiments as experiments
 from .study import paired_differences as paired_differences
 from .study import read_study as read_study

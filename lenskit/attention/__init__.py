@@ -8,6 +8,7 @@ from lenskit.attention.edit import AttentionEdit
 from lenskit.attention.heads import Heads
 from lenskit.attention.mass import AttentionMass
 from lenskit.attention.policies import (
+    HeadBias,
     InstABoost,
     Knockout,
     LogitBias,
@@ -25,6 +26,7 @@ __all__ = [
     "AdaSeka",
     "AttentionEdit",
     "AttentionMass",
+    "HeadBias",
     "Heads",
     "InstABoost",
     "KeyContrast",

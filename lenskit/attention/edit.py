@@ -179,7 +179,7 @@ class ActiveAttention(EditedRows):
         view = self.view(scores)
         device, steps = scores.visible.device, view.steps
         bias = self.policy(view).float()
-        least = float(bias.min())  # NaN where there is one
+        least = float(bias.detach().min())  # NaN where there is one
         if math.isnan(least):
             raise ValueError(f"{self.policy!r} gives a bias that is not a number")
         if self.protect_bos:
@@ -199,10 +199,12 @@ class ActiveAttention(EditedRows):
         """What a policy sees of a block."""
         # A window keeps the last keys alone.
         keys, device = scores.visible.shape[-1], scores.visible.device
-        place, prompt = (
-            each[..., -keys:].to(device) for each in (self._key_place, self._key_prompt)
+        place, prompt, first = (
+            each[..., -keys:].to(device)
+            for each in (self._key_place, self._key_prompt, self._key_first)
         )
-        return View(place, prompt, self._steps.to(device), scores.values, scores.sinks)
+        steps = self._steps.to(device)
+        return View(place, prompt, steps, scores.values, scores.sinks, scores.block, first)
 
     def _hooked(self, block: int, scores: Tensor, hook: Any) -> Tensor:
         floor = torch.finfo(scores.dtype).min / 2

@@ -63,6 +63,46 @@ class LogitBias(Displayed):
         return torch.where(view.span, strengths[view.place.clamp(min=0)], 0.0)
 
 
+@dataclass(frozen=True, repr=False, eq=False)
+class HeadBias(Displayed):
+    """A bias of its own for every head: ``inside[block, head]`` is added to the span's scores.
+
+    ``outside``, where it is given, is added to those of the prompt's other keys but the first
+    token, on which many heads rest. Positive numbers turn a head to the span, and 0 leaves it as it
+    was, so that no heads need be named. ``lk.emphasis.learn_head_bias`` finds them on prompts of
+    one's own. Cost: a mask for each block. Raises ValueError for numbers that are not finite, or
+    not ``[block, head]``; IndexError where the model has more blocks.
+
+    >>> import torch
+    >>> lk.HeadBias(torch.zeros(model.cfg.n_layers, model.cfg.n_heads))
+    HeadBias
+      inside   block 8 × head 8
+      outside  None
+    """
+
+    inside: Float[Tensor, "block head"]
+    outside: Float[Tensor, "block head"] | None = None
+
+    def __post_init__(self) -> None:
+        for name, given in (("inside", self.inside), ("outside", self.outside)):
+            if given is None:
+                continue
+            if given.shape != self.inside.shape or given.ndim != 2:
+                raise ValueError(f"{name} must be [block, head], got shape {list(given.shape)}")
+            if not bool(given.isfinite().all()):
+                raise ValueError(f"{name} must hold finite numbers")
+
+    def __call__(self, view: View) -> Tensor:
+        def of_heads(given: Tensor) -> Tensor:
+            return given[view.block].to(view.span.device)[None, :, None, None]
+
+        bias = of_heads(self.inside) * view.span
+        if self.outside is None:
+            return bias
+        others = view.prompt & ~view.span & ~view.first
+        return bias + of_heads(self.outside) * others
+
+
 @dataclass(frozen=True)
 class Knockout(Displayed):
     """No attention to the span at all (``-inf``): the edges from the queries to it are cut.

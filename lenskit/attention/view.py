@@ -13,11 +13,13 @@ class View:
     """Keys, queries and, when asked for, scores of the heads that are edited.
 
     ``span`` and ``prompt`` say which keys are emphasised, and which are of the prompt (neither
-    padding nor generated). ``place`` numbers the tokens of the span, -1 elsewhere. ``steps``
-    counts the generated tokens: 0 for the queries of the prompt, 1 for the first generated token.
-    ``scores`` are the attention scores before the softmax under all edits outside this one,
-    ``-inf`` where a key is hidden; ``mass`` is each query's attention on the span. A policy that
-    reads neither is *static* and costs a mask; one that does needs the scores computed.
+    padding nor generated); ``first`` which is the prompt's first token. ``place`` numbers the
+    tokens of the span, -1 elsewhere. ``steps`` counts the generated tokens: 0 for the queries of
+    the prompt, 1 for the first generated token. ``scores`` are the attention scores before the
+    softmax under all edits outside this one, ``-inf`` where a key is hidden; ``mass`` is each
+    query's attention on the span. A policy that reads neither is *static* and costs a mask; one
+    that does needs the scores computed. ``block`` is the number of the block; a policy that reads
+    it makes a mask for each block.
     """
 
     def __init__(
@@ -27,9 +29,19 @@ class View:
         steps: Int[Tensor, "row 1 query 1"],
         scores: Callable[[], Float[Tensor, "row head query key"]],
         sinks: Float[Tensor, " head"] | None,
+        block: int = 0,
+        first: Bool[Tensor, "row 1 1 key"] | None = None,
     ) -> None:
         self.place, self.span, self.prompt, self.steps = place, place >= 0, prompt, steps
         self._scores, self._sinks, self.static = scores, sinks, True
+        self.first = torch.zeros_like(prompt) if first is None else first
+        self._block = block
+
+    @property
+    def block(self) -> int:
+        """The number of the block."""
+        self.static = False
+        return self._block
 
     @property
     def scores(self) -> Float[Tensor, "row head query key"]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lenskit.cli import diagnose, experiment, figures, more, steer, study
+from lenskit.cli import diagnose, emphasis, experiment, figures, more, steer, study
 from lenskit.cli.common import app
 
-__all__ = ["app", "diagnose", "experiment", "figures", "more", "steer", "study"]
+__all__ = ["app", "diagnose", "emphasis", "experiment", "figures", "more", "steer", "study"]
 
 
 def __dir__() -> list[str]:

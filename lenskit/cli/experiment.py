@@ -109,7 +109,8 @@ def experiment(
             **{"out": out, "workers": workers, "progress": terminal()},
             "statements": (named.file.statements or None) if named.file else None,
         }
-        options["command"] = _command(
+        options["command"] = command_line(
+            "experiment",
             name,
             model=model if model != EMBEDDED else None,
             folder=folder,
@@ -183,7 +184,8 @@ def experiment_table(found: experiments.Experiment) -> Table:
     wide, gained = found.wide(), None
     if found.reference:
         chosen = "held out" if "held out" in found.measures else found.measures[0]
-        own = found.table.query("concept_class == 'all' and measure == @chosen")
+        every = found.table[found.group] == "all"
+        own = found.table[every & (found.table["measure"] == chosen)]
         columns = ["difference", "difference_low", "difference_high", "reference"]
         gained = own.set_index(found.by)[columns]
     table = Table(title=found.question, title_justify="left", box=SIMPLE_HEAD)
@@ -202,9 +204,9 @@ def experiment_table(found: experiments.Experiment) -> Table:
     return table
 
 
-def _command(name: str, **options: Any) -> str:
+def command_line(command: str, name: str, **options: Any) -> str:
     """The command line that says the same again, wherever its results lie."""
-    words = ["lenskit", "experiment", name]
+    words = ["lenskit", command, name]
     for option, value in options.items():
         for one in value if isinstance(value, list) else [value]:
             if one is not None:

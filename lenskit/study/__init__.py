@@ -15,6 +15,7 @@ from lenskit.study.divergence import (
     neutral_questions,
     unsteered,
 )
+from lenskit.study.edit_diagnosis import diagnose_edit
 from lenskit.study.engine import CellsFailed, Here, Pool, run_cells
 from lenskit.study.identity import identity
 from lenskit.study.pools import pool_of, workers_of
@@ -32,6 +33,7 @@ __all__ = [
     "Unsteered",
     "calibrate",
     "diagnose",
+    "diagnose_edit",
     "divergence",
     "neutral_questions",
     "unsteered",

@@ -11,6 +11,7 @@ import pandas as pd
 
 from lenskit._arguments import block_numbers
 from lenskit._display import Displayed, quoted
+from lenskit.attention import Heads
 from lenskit.capture import capture
 from lenskit.concepts import Concept
 from lenskit.generation import SteeringRow, generate_steered
@@ -37,13 +38,16 @@ Cause: TypeAlias = Literal[
     "wrong block",
     "wrong token",
     "weak prefix",
+    "too strong",
+    "wrong span",
+    "irrelevant heads",
     "unknown",
 ]
 # A vector that shows the concept in less than this share of what the prefix does is taken to fail.
 WORKS = 0.3
 # What the prefix must show for anything to be seen.
 WEAKEST = 0.2
-_REPEATED = 0.3
+REPEATED = 0.3
 _STEPS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 _FEWER = (0.5, 1.0, 2.0)
 _QUESTIONS, _BLOCKS = 4, 4
@@ -61,6 +65,14 @@ _SAID: Mapping[str, str] = {
     "nothing its vector could do",
     "unknown": "neither this vector nor one fitted anew steers the concept in any block",
 }
+_SAID_OF_EDITS: Mapping[str, str] = {
+    "works": "it makes the answers follow the span",
+    "too little": "spans and heads are right, but the bias is too weak to show",
+    "too strong": "spans and heads are right, but the bias is so strong that the answers suffer",
+    "wrong span": "with the task's own spans the same edit helps",
+    "irrelevant heads": "with other heads the same policy helps; these do not carry the span",
+    "unknown": "neither this edit nor another strength, span or set of heads helps",
+}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -73,6 +85,10 @@ class Diagnosis(Displayed):
     have ``shown`` the concept, that ``repeated`` themselves, that were ``unchanged``, and the
     ``divergence`` (nats a token on neutral questions). ``prompted``: the share that the prefix
     shows. ``reference``: the same of vectors fitted anew, by what they are.
+
+    Of an edit of attention (``of="edit"``): ``shown`` is the task's score, a coefficient multiplies
+    the policy's bias, ``prompted`` is the score without the edit, ``reference`` the best of other
+    spans and heads, and ``heads`` those to try.
     """
 
     cause: Cause
@@ -82,12 +98,18 @@ class Diagnosis(Displayed):
     reference: Mapping[str, float] = field(default_factory=dict)
     token: str = ""
     blocks: tuple[int, ...] | None = None
+    heads: Heads | None = None
+    of: Literal["vectors", "edit"] = "vectors"
 
     def _headline(self) -> str:
         return f"Diagnosis: {self.cause}"
 
     def _rows(self) -> dict[str, object]:
-        shown: dict[str, object] = {"because": _SAID[self.cause]}
+        edit = self.of == "edit"
+        because = (_SAID_OF_EDITS if edit else _SAID)[self.cause]
+        shown: dict[str, object] = {"because": because}
+        if self.heads is not None:
+            shown["heads to try"] = self.heads
         if self.token:
             shown["token to try"] = self.token
         if self.blocks:
@@ -97,13 +119,15 @@ class Diagnosis(Displayed):
             shown["coefficients to try"] = f"{low:.3g} to {high:.3g}"
         if len(self.table):
             best = self.table.loc[self.table["shown"].idxmax()]
-            shown["at best shown in"] = (
-                f"{best['shown']:.0%} of the answers, at {best['coefficient']:.3g}"
+            shown["score at best" if edit else "at best shown in"] = (
+                f"{best['shown']:.0%}{'' if edit else ' of the answers'}, "
+                f"at {best['coefficient']:.3g}"
             )
         if self.reference:
             name = max(self.reference, key=self.reference.__getitem__)
-            shown["fitted anew, at best"] = f"{self.reference[name]:.0%}, {name}"
-        return shown | {"with the prefix": f"{self.prompted:.0%}"}
+            label = "otherwise, at best" if edit else "fitted anew, at best"
+            shown[label] = f"{self.reference[name]:.0%}, {name}"
+        return shown | {f"{'without' if edit else 'with the prefix'}": f"{self.prompted:.0%}"}
 
 
 def diagnose(
@@ -249,7 +273,7 @@ class _Probe:
             said = [next(answers) for _ in self.questions]
             shares: dict[str, list[float]] = {
                 "shown": [*map(self._shows, self.questions, said)],
-                "repeated": [repetition(each) > _REPEATED for each in said],
+                "repeated": [repetition(each) > REPEATED for each in said],
                 "unchanged": [a == b for a, b in zip(said, plain, strict=True)],
             }
             means = {name: sum(values) / len(values) for name, values in shares.items()}

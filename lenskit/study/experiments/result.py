@@ -24,6 +24,8 @@ class Experiment(Displayed):
     ``mean`` over ``concepts`` with its 95 % bootstrap interval ``low`` to ``high``, and the paired
     ``difference`` to the ``reference`` with its own. ``parts``: tables of what stands behind it,
     by name. ``answers``: every answer with its verdict. ``notes``: what a reader must know.
+    ``group`` and ``counted``: the columns that stand in the place of ``concept_class`` and
+    ``concepts`` where prompts of tasks are compared.
     """
 
     name: str
@@ -35,10 +37,13 @@ class Experiment(Displayed):
     parts: Mapping[str, pd.DataFrame] = field(default_factory=lambda: MappingProxyType({}))
     answers: pd.DataFrame = field(default_factory=pd.DataFrame)
     notes: Sequence[str] = ()
+    group: str = "concept_class"
+    counted: str = "concepts"
 
     def _headline(self) -> str:
-        number = int(self.table["concepts"].max()) if len(self.table) else 0
-        return f"Experiment {self.name!r}, {count(number, 'concept')}: {self.question}"
+        number = int(self.table[self.counted].max()) if len(self.table) else 0
+        of = count(number, "concept" if self.counted == "concepts" else "prompt")
+        return f"Experiment {self.name!r}, {of}: {self.question}"
 
     def _rows(self) -> dict[str, object]:
         wide = self.wide()
@@ -60,7 +65,7 @@ class Experiment(Displayed):
 
     def wide(self, concept_class: str = "all", value: str = "mean") -> pd.DataFrame:
         """A row for each way and a column for each measure, of one class or of all."""
-        own = self.table[self.table["concept_class"] == concept_class]
+        own = self.table[self.table[self.group] == concept_class]
         wide = own.pivot_table(index=self.by, columns="measure", values=value, sort=False)
         return wide.reindex(columns=[each for each in self.measures if each in wide])
 
@@ -81,18 +86,22 @@ class Experiment(Displayed):
     def markdown(self) -> str:
         """The tables for a reader, with what they are of and the command that made them."""
         lines = [f"# {self.name}", "", self.question, ""]
-        lines += [_table(*_cells(self._all(), self.by, self.measures, self.reference)), ""]
-        classes = [one for one in dict.fromkeys(self.table["concept_class"]) if one != "all"]
+        cells = _cells(self._all(), self.by, self.measures, self.reference, self.counted)
+        lines += [_table(*cells), ""]
+        classes = [one for one in dict.fromkeys(self.table[self.group]) if one != "all"]
+        grouped = "class" if self.group == "concept_class" else self.group
         for measure in self.measures[:2] if classes else ():
             own = self.table[self.table["measure"] == measure]
             wide = own.pivot_table(
-                index=self.by, columns="concept_class", values="mean", sort=False
-            )[classes]
+                index=self.by, columns=self.group, values="mean", sort=False
+            ).reindex(columns=classes)
+            wide = wide.dropna(axis=1, how="all")
             body = [
                 [str(name), *map(_number, row)]
                 for name, row in zip(wide.index, wide.to_numpy(), strict=True)
             ]
-            lines += [f"## {measure}, by class", "", _table([self.by, *classes], body), ""]
+            head = [self.by, *map(str, wide.columns)]
+            lines += [f"## {measure}, by {grouped}", "", _table(head, body), ""]
         for name, part in self.parts.items():
             lines += [f"## {name}", ""]
             if len(part) <= _SHOWN:
@@ -105,7 +114,7 @@ class Experiment(Displayed):
         return "\n".join(lines)
 
     def _all(self) -> pd.DataFrame:
-        return self.table[self.table["concept_class"] == "all"]
+        return self.table[self.table[self.group] == "all"]
 
 
 def _write(path: Path, text: str) -> None:
@@ -114,7 +123,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _cells(
-    table: pd.DataFrame, by: str, measures: Sequence[str], reference: str
+    table: pd.DataFrame, by: str, measures: Sequence[str], reference: str, counted: str
 ) -> tuple[list[str], list[list[str]]]:
     body = []
     for name, own in table.groupby(by, sort=False):
@@ -134,11 +143,11 @@ def _cells(
                 )
             )
             line.append(gained)
-        line.append(str(int(own["concepts"].max())))
+        line.append(str(int(own[counted].max())))
         body.append(line)
     of = "held out" if "held out" in measures else (measures[0] if measures else "")
     less = [f"{of}, less «{reference}»"] if reference else []
-    return [by, *measures, *less, "concepts"], body
+    return [by, *measures, *less, counted], body
 
 
 def _spread(mean: float, low: float, high: float, *, signed: bool = False) -> str:

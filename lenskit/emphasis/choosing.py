@@ -1,0 +1,234 @@
+"""Heads and strengths, chosen on the train prompts of the profiled tasks alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lenskit.attention import (
+    AttentionEdit,
+    HeadBias,
+    Heads,
+    InstABoost,
+    KeyProjections,
+    Pasta,
+    Seka,
+    Spotlight,
+    edited,
+    fit_key_projections,
+    key_contrast,
+)
+from lenskit.emphasis.keeping import Keeping
+from lenskit.emphasis.learnt import learn_head_bias
+from lenskit.emphasis.ways import Trial, Way, answered
+from lenskit.profiling import HeadScores, profile_heads
+from lenskit.study import Row
+from lenskit.tasks import Task, TaskPrompt, embedded, emphasised_span, label_log_probs
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+ALPHAS = (0.3, 0.1, 0.01, 0.001)
+MULTIPLIERS = (2.0, 4.0, 8.0, 19.0)
+TARGETS = (0.1, 0.2, 0.35, 0.5)
+GAINS = (0.5, 1.0, 2.0, 4.0)
+SCALES = (0.75, 1.0, 1.5, 2.0)
+
+
+def mean_ranking(scores: HeadScores) -> list[tuple[int, int]]:
+    """The profiled heads by their mean gain over the tasks, the best first.
+
+    Equal ones stand as the first task ranks them.
+    """
+    gains = scores.gains.mean(dim=0)
+    order = scores.ranking(scores.tasks[0])
+    return sorted(order, key=lambda pair: -round(float(gains[pair]), 12))
+
+
+def profiled(
+    model: TransformerBridge,
+    tasks: Sequence[Task],
+    keep: Keeping,
+    *,
+    protect_bos: bool = False,
+    batch_size: int = 256,
+) -> list[tuple[int, int]]:
+    """The heads of the model, those first that help most on these tasks when steered alone."""
+
+    def make() -> list[Row]:
+        scores = profile_heads(
+            model, tasks, protect_bos=protect_bos, batch_size=batch_size, progress=False
+        )
+        gains = scores.gains.mean(dim=0)
+        return [
+            {"block": block, "head": head, "gain": float(gains[block, head])}
+            | {task: float(scores.gains[t, block, head]) for t, task in enumerate(scores.tasks)}
+            for block, head in mean_ranking(scores)
+        ]
+
+    return [(row["block"], row["head"]) for row in keep.rows("profiled heads", make=make)]
+
+
+def chosen(
+    model: TransformerBridge,
+    families: Mapping[str, Sequence[Way]],
+    tasks: Sequence[Task],
+    keep: Keeping,
+    *,
+    batch_size: int = 256,
+) -> dict[str, Way]:
+    """Of each family the way with the best mean score on these tasks, the first of equals."""
+    trials = [Trial(task, "train") for task in tasks]
+    found = {}
+    for family, ways in families.items():
+
+        def make(ways: Sequence[Way] = ways) -> list[Row]:
+            rows = []
+            for place, way in enumerate(ways):
+                own = answered(model, way, trials, batch_size=batch_size)
+                score = sum(row["score"] for row in own) / len(own)
+                rows.append({"place": place, "tried": way.name, "score": score})
+            return rows
+
+        rows = keep.rows("chosen", family, make=make)
+        best = max(rows, key=lambda row: row["score"])
+        found[family] = replace(ways[best["place"]], name=family)
+    return found
+
+
+def families(
+    order: Sequence[tuple[int, int]],
+    ks: Sequence[int],
+    projections: KeyProjections,
+    every: Heads,
+) -> dict[str, list[Way]]:
+    """The published policies, each with the strengths (and numbers of heads) that are tried."""
+
+    def pasta(heads: Mapping[str, Heads], **options: Any) -> list[Way]:
+        return [
+            Way(f"{name}, α = {alpha:g}", Pasta(alpha), own, **options)
+            for name, own in heads.items()
+            for alpha in ALPHAS
+        ]
+
+    top = {f"{k} heads": Heads(order[:k]) for k in ks}
+    groups = projections.shift.numel()
+    return {
+        "PASTA, profiled heads": pasta(top),
+        "PASTA, profiled heads, first token protected": pasta(top, protect_bos=True),
+        "PASTA, all heads": pasta({"all": every}),
+        "InstABoost": [Way(f"M = {m:g}", InstABoost(m)) for m in MULTIPLIERS],
+        "Spotlight, as published": [
+            Way(f"ψ* = {t:g}", Spotlight(t, published=True)) for t in TARGETS
+        ],
+        "Spotlight, exact": [Way(f"ψ* = {t:g}", Spotlight(t)) for t in TARGETS],
+        "SEKA": [
+            Way(f"{k} groups of heads, gain {g:g}", Seka(projections, g), projections.heads(k))
+            for k in (max(1, groups // 4), groups // 2)
+            for g in GAINS
+        ],
+    }
+
+
+def projections_of(
+    model: TransformerBridge, number: int, seed: int, batch_size: int = 32
+) -> KeyProjections:
+    """SEKA's projections, learnt on passages of the train split with and without their question."""
+    prompts = embedded(
+        *("passage", number, seed, "train"), kind="unseen", distractors=1, asked_before=0.0
+    ).prompts
+    parts = [prompt.messages[0]["content"].split("\n") for prompt in prompts]
+    others = [question for _, question in parts[1:] + parts[:1]]
+    examples = [
+        key_contrast(model, text, prompt.emphasised, question, other)
+        for prompt, (text, question), other in zip(prompts, parts, others, strict=True)
+    ]
+    return fit_key_projections(model, examples, batch_size=batch_size, progress=False)
+
+
+def learnt_bias(
+    model: TransformerBridge, tasks: Sequence[Task], keep: Keeping, *, steps: int, seed: int
+) -> HeadBias:
+    """A bias for every head, learnt on these tasks."""
+
+    def make() -> list[Row]:
+        found = learn_head_bias(model, tasks, steps=steps, seed=seed)
+        assert found.outside is not None
+        return [{"inside": found.inside.tolist(), "outside": found.outside.tolist()}]
+
+    (row,) = keep.rows("learnt bias", make=make)
+    return HeadBias(torch.tensor(row["inside"]), torch.tensor(row["outside"]))
+
+
+def scaled(bias: HeadBias, scale: float) -> HeadBias:
+    """All its numbers times ``scale``."""
+    return HeadBias(bias.inside * scale, None if bias.outside is None else bias.outside * scale)
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Heads chosen greedily on the very prompts that are scored: an optimistic ceiling.
+
+    ``model``, ``prompts``, ``policy``; what is raised is the mean probability of the target.
+    """
+
+    model: TransformerBridge
+    prompts: Sequence[TaskPrompt]
+    policy: Pasta
+    batch_size: int = 64
+
+    def __call__(self, most: int, candidates: int) -> list[Row]:
+        """Up to ``most`` heads of the ``candidates`` that do best alone, in the order chosen.
+
+        It ends where no further head helps.
+        """
+        every = [[pair] for pair in Heads.all(self.model)]
+        alone = self._probabilities(every)
+        pool = [every[i][0] for i in alone.argsort(descending=True)[:candidates].tolist()]
+        taken: list[tuple[int, int]] = []
+        rows: list[Row] = []
+        best = 0.0
+        while pool and len(taken) < most:
+            found = self._probabilities([[*taken, pair] for pair in pool])
+            place = int(found.argmax())
+            if float(found[place]) <= best:
+                break
+            best = float(found[place])
+            taken.append(pool.pop(place))
+            rows.append({"block": taken[-1][0], "head": taken[-1][1], "probability": best})
+        return rows
+
+    def _probabilities(self, sets: Sequence[Sequence[tuple[int, int]]]) -> Float[Tensor, " set"]:
+        spans = [emphasised_span(self.model, prompt) for prompt in self.prompts]
+        rows = [(Heads(own), i) for own in sets for i in range(len(spans))]
+        edits = [AttentionEdit(spans[i], self.policy, heads) for heads, i in rows]
+        asked = [self.prompts[i] for _, i in rows]
+        with edited(self.model, edits):
+            found = label_log_probs(
+                self.model,
+                asked,
+                [[prompt.target] for prompt in asked],
+                batch_size=self.batch_size,
+            )
+        return found[:, 0].exp().view(len(sets), -1).mean(dim=1)
+
+
+def oracle(
+    model: TransformerBridge,
+    prompts: Sequence[TaskPrompt],
+    policy: Pasta,
+    keep: Keeping,
+    *,
+    most: int,
+    candidates: int,
+) -> Heads:
+    """The heads of ``Oracle``, kept."""
+    found = Oracle(model, prompts, policy)
+    rows = keep.rows("oracle", make=partial(found, most, candidates))
+    return Heads((row["block"], row["head"]) for row in rows)
