@@ -19,7 +19,6 @@ from lenskit.decoding import CachedPasses, Passes, chooser, decode, end_tokens, 
 from lenskit.intervention import Positions, Window, intervene, window
 from lenskit.models import chat_ids, fused_generation, require_positions, rows_of
 from lenskit.operations import Operation, find_operation, project_out
-from lenskit.recipes import DEFAULT
 from lenskit.steering import intervention
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
+    from lenskit.recipes import Recipe
     from lenskit.vectors import Vectors
 
     Conversation = Sequence[Mapping[str, str]]
@@ -233,12 +233,14 @@ def generate_steered(
     *,
     blocks: Iterable[int] | None = None,
     relative: bool | None = None,
-    start: int = DEFAULT.start,
+    start: int | None = None,
+    recipe: Recipe | str | None = None,
     **options: Unpack[Options],
 ) -> list[Answer]:
     """Answers of many rows in one batch, each with its own vectors, prefix and edits of attention.
 
-    ``blocks``, ``relative`` and ``start`` as in ``steer``; ``options`` are those of ``generate``.
+    ``blocks``, ``relative``, ``start`` and ``recipe`` as in ``steer``, but each row says its own
+    coefficient; ``options`` are those of ``generate``.
     A row's vectors and edits act as in nested ``steer`` and ``attend``.
 
     >>> question = concept.questions[0]
@@ -261,6 +263,7 @@ def generate_steered(
                 relative=relative,
                 operation=[row.operation for row in rows],
                 windows=_windows(model, rows, options.get("template_arguments")),
+                recipe=recipe,
             )
             stack.enter_context(intervene(model, planned))
         for edits in zip_longest(*(row.edits for row in rows)):

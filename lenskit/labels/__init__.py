@@ -17,6 +17,7 @@ from lenskit.labels.gating import (
     explained_by_two_groups,
     gating_head,
     gating_labels,
+    gating_or_hard_labels,
     two_groups_p_value,
 )
 from lenskit.labels.named import LABELS, find_labels
@@ -33,6 +34,7 @@ __all__ = [
     "find_labels",
     "gating_head",
     "gating_labels",
+    "gating_or_hard_labels",
     "hard_labels",
     "rank_correlation",
     "rank_correlations",

@@ -13,7 +13,7 @@ from torch import Tensor
 from lenskit.capture import Capture
 from lenskit.labels.activity import activity_labels
 from lenskit.labels.attention import hard_labels, soft_labels
-from lenskit.labels.gating import gating_labels
+from lenskit.labels.gating import gating_labels, gating_or_hard_labels
 from lenskit.selector import TokenSelection
 
 LABELS: Mapping[str, Callable[[Capture, TokenSelection], Float[Tensor, "prompt layer"]]] = (
@@ -22,6 +22,7 @@ LABELS: Mapping[str, Callable[[Capture, TokenSelection], Float[Tensor, "prompt l
             "soft": soft_labels,
             "hard": hard_labels,
             "gating": gating_labels,
+            "gating or hard": gating_or_hard_labels,
             "true activity": activity_labels,
         }
     )

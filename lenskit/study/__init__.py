@@ -18,6 +18,7 @@ from lenskit.study.divergence import (
 from lenskit.study.engine import CellsFailed, Here, Pool, run_cells
 from lenskit.study.identity import identity
 from lenskit.study.pools import pool_of, workers_of
+from lenskit.study.look import Look, look
 from lenskit.study.run import distinct, finished, read_study, run_on_workers, run_study
 from lenskit.study.study import Study
 from lenskit.study.subject import Subject, subject
@@ -39,6 +40,7 @@ __all__ = [
     "CellsFailed",
     "Here",
     "Key",
+    "Look",
     "Pool",
     "Row",
     "Study",
@@ -47,6 +49,7 @@ __all__ = [
     "experiments",
     "finished",
     "identity",
+    "look",
     "paired_differences",
     "read_study",
     "run_cells",

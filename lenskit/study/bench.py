@@ -21,7 +21,7 @@ from lenskit.prompts import PromptSet, build_prompts, with_separator
 from lenskit.recipes import Recipe
 from lenskit.selector import TokenSelection, find_tokens
 from lenskit.study.ways import Variant
-from lenskit.vectors import ConceptVectors, fit_vectors, split
+from lenskit.vectors import ConceptVectors, fit_vectors, in_blocks, split
 
 
 @dataclass(frozen=True)
@@ -128,19 +128,6 @@ class Workbench:
         if variant.control == "balanced shuffle":
             return _balanced(labels, captured.prompts.has_prefix, self._generator())
         return labels
-
-
-def in_blocks(
-    vectors: ConceptVectors, blocks: Sequence[int], said: object = None
-) -> ConceptVectors:
-    """The vectors at these blocks, zero at all others; ValueError for blocks that they have not."""
-    number = len(vectors)
-    if not blocks or not all(0 <= block < number for block in blocks):
-        said = list(blocks) if said is None else said
-        raise ValueError(f"blocks {said!r} must be among 0 to {number - 1} for this model")
-    kept = vectors.directions.new_zeros(vectors.directions.shape)
-    kept[list(blocks)] = 1
-    return replace(vectors, directions=vectors.directions * kept)
 
 
 def own_seed(concept: Concept, seed: int) -> int:

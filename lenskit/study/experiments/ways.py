@@ -10,10 +10,9 @@ import torch
 
 from lenskit._display import Displayed
 from lenskit.intervention import Positions
-from lenskit.study.bench import in_blocks
 from lenskit.study.experiments.bench import Bench
 from lenskit.study.ways import Variant
-from lenskit.vectors import ConceptVectors, fit_vectors
+from lenskit.vectors import ConceptVectors, fit_vectors, in_blocks
 
 Make = Callable[[Bench], ConceptVectors | None]
 ANOTHER = "another concept's vector"
