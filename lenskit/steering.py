@@ -145,8 +145,8 @@ def steer(
 
     Raises ValueError for blocks that the model has not, for vectors of another model or shape, for
     ``relative=True`` with a tensor, for vectors in another unit than the recipe's, for a recipe
-    that is still to look at the model (``lk.look``), for numbers that are not finite and, in the forward pass, when
-    the batch has not one row per coefficient, or a row lacks the closing tokens.
+    that is still to look at the model (``lk.look``), for numbers that are not finite and, in the
+    forward pass, when the batch has not one row per coefficient, or a row lacks the closing tokens.
 
     >>> question = concept.questions[0]
     >>> with lk.steer(model, vectors, coefficient=0.04):
@@ -214,8 +214,8 @@ def _check_unit(terms: Sequence[Any], recipe: Recipe, relative: bool | None) -> 
         own = "resid_norm" if term.displacement is None else "displacement"
         if own != recipe.unit:
             raise ValueError(
-                f"recipe {recipe.name!r} has coefficients in units of {recipe.unit}, but the vectors "
-                f"of {term.concept.name!r} are in units of {own}; fit them with that recipe, or "
+                f"recipe {recipe.name!r} has coefficients in units of {recipe.unit}, but the "
+                f"vectors of {term.concept.name!r} are in units of {own}; fit them with that recipe, or "
                 "leave recipe out"
             )
 

@@ -17,8 +17,8 @@ from lenskit.study.divergence import (
 )
 from lenskit.study.engine import CellsFailed, Here, Pool, run_cells
 from lenskit.study.identity import identity
-from lenskit.study.pools import pool_of, workers_of
 from lenskit.study.look import Look, look
+from lenskit.study.pools import pool_of, workers_of
 from lenskit.study.run import distinct, finished, read_study, run_on_workers, run_study
 from lenskit.study.study import Study
 from lenskit.study.subject import Subject, subject

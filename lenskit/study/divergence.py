@@ -115,7 +115,7 @@ def unsteered(
 def followed(
     model: TransformerBridge, questions: Sequence[str], answers: Sequence[Answer]
 ) -> Unsteered:
-    """The tokens of questions with answers behind them, whoever wrote these; nothing expected yet."""
+    """Questions with answers behind them, whoever wrote these; nothing is expected yet."""
     prompts = chat_ids(model, [[{"role": "user", "content": each}] for each in questions])
     ids, lengths = [], []
     for own, mask, answer in zip(prompts.input_ids, prompts.attention_mask, answers, strict=True):

@@ -51,7 +51,9 @@ class Look(Displayed):
     def why(self) -> str:
         """The choice in a sentence, with the best of the other ways."""
         ways = self.table.sort_values("left", kind="stable").drop_duplicates(["token", "blocks"])
-        said = [f"{_said(row.token, row.blocks)} leaves {row.left:.0%}" for row in ways.itertuples()]
+        said = [
+            f"{_said(row.token, row.blocks)} leaves {row.left:.0%}" for row in ways.itertuples()
+        ]
         return f"{said[0]} of the divergence from the prefixed model" + (
             f"; next best: {', '.join(said[1:3])}" if said[1:] else ""
         )

@@ -58,18 +58,20 @@ def fit_vectors(
     ``tokens``: a selection, a function of the capture that makes one, "attention" (Eq. 3) or an
     offset such as -1; or "each": a vector for every candidate token, learnt as if it were selected
     in all blocks, which ``steer`` adds at that token of a prompt and nowhere else.
-    ``labels``: a name ("soft" (Eq. 4), "hard", "gating or hard" …), a function of capture and selection, or numbers, one for
-    each prompt or [prompt, layer].
+    ``labels``: a name ("soft" (Eq. 4), "hard", "gating or hard" …), a function of capture and
+    selection, or numbers, one for each prompt or [prompt, layer].
     ``learner``: a name in ``LEARNERS``; an estimator whose ``fit`` takes ``X, y`` or ``X, y,
     X_val, y_val`` and leaves ``direction_`` or ``coef_``, which is cloned for every block and gets
     ``seed`` as its ``random_state`` if it has one that is None; or a function
     ``(X, y, X_val, y_val) -> direction`` of arrays.
     What is not given is the recipe's: by default the attention-guided token, hard labels and the
     covariance with the labels, which for hard labels is the mean difference; ``recipe="paper"``
-    has soft labels and RFM, and gives raw rows to other learners (``lk.recipes`` says why). A
-    recipe that names its blocks by number, such as one that ``lk.look`` has settled, leaves the
-    vectors of all others zero; one that adds increments needs the ``model``. Where its unit is the displacement, the vectors know how far the
-    stream moves along each direction from label 0 to label 1: the slope of the projection on it.
+    has soft labels and RFM, and gives raw rows to other learners (``lk.recipes`` says why).
+
+    A recipe that names its blocks by number, such as one that ``lk.look`` has settled, leaves the
+    vectors of all others zero; one that adds increments needs the ``model``. Where its unit is the
+    displacement, the vectors know how far the stream moves along each direction from label 0 to
+    label 1: the slope of the projection on it.
 
     Raises ``ValueError`` naming the block for activations that are not finite or all zero, for
     labels that are not finite, for training or validation labels that are all equal, and where

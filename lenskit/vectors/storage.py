@@ -192,7 +192,9 @@ class ConceptVectors(Arithmetic, Displayed):
             raise ValueError(f"{path} is damaged: it is not what its checksum was made of")
         wanted = (*TENSORS, DISPLACEMENT) if version == DISPLACED_VERSION else TENSORS
         missing = [name for name in wanted if name not in tensors]
-        placed = version == CLOSING_VERSION or (version == DISPLACED_VERSION and "closing" in metadata)
+        placed = version == CLOSING_VERSION or (
+            version == DISPLACED_VERSION and "closing" in metadata
+        )
         own = ("candidates", "closing") if placed else ()
         missing += [name for name in (*TEXTS, "concept", *own) if name not in metadata]
         if missing:
