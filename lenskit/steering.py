@@ -215,8 +215,8 @@ def _check_unit(terms: Sequence[Any], recipe: Recipe, relative: bool | None) -> 
         if own != recipe.unit:
             raise ValueError(
                 f"recipe {recipe.name!r} has coefficients in units of {recipe.unit}, but the "
-                f"vectors of {term.concept.name!r} are in units of {own}; fit them with that recipe, or "
-                "leave recipe out"
+                f"vectors of {term.concept.name!r} are in units of {own}; fit them with that "
+                "recipe, or leave recipe out"
             )
 
 

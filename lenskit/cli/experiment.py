@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 NAMES = (
     *("tokens", "labels", "blocks", "proxy", "where", "learners", "classes", "cost", "failures"),
-    "open-prefix",
+    *("open-prefix", "recipe"),
 )
 
 

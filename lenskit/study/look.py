@@ -26,7 +26,8 @@ from lenskit.vectors import ConceptVectors, fit_vectors, in_blocks, increments
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-COEFFICIENTS = (0.75, 1.0, 1.5, 2.0)
+COEFFICIENTS = (0.5, 1.0, 1.5, 2.0)
+MAX_NEW_TOKENS = 12
 _TOKENS = ("each", "attention")
 _MOST_BLOCKS = 12
 _TRIED = 4
@@ -84,7 +85,7 @@ def look(
     recipe: Recipe | str = "lenskit",
     coefficients: Sequence[float] = COEFFICIENTS,
     prompts: int = 64,
-    max_new_tokens: int = 12,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = 64,
     seed: int = 0,
 ) -> Look:
@@ -121,40 +122,78 @@ def look(
     given = [concepts] if isinstance(concepts, Concept | Capture) else list(_members(concepts))
     if not given:
         raise ValueError("concepts is empty; give at least one")
-    found: list[pd.Series] = []
-    plain: list[float] = []
-    names = []
-    for one in given:
-        if isinstance(one, Concept):
-            made = build_prompts(model, one, number=prompts, seed=seed)
-            one = capture(model, made, batch_size=batch_size, progress=False)
-        names.append(one.prompts.concept.name)
-        base = _prefixed(model, one, max_new_tokens, batch_size)
-        ways = dict(_ways(model, one, known, seed))
-        keys = [(*way, coefficient) for way in ways for coefficient in tried]
-        left = divergence(
+    captures = [
+        one
+        if isinstance(one, Capture)
+        else capture(
             model,
-            base,
-            [next(iter(ways.values())), *(ways[key[:2]] for key in keys)],
-            [0.0, *(key[2] for key in keys)],
-            relative=True,
+            build_prompts(model, one, number=prompts, seed=seed),
             batch_size=batch_size,
-        ).tolist()
-        plain.append(left[0])
-        index = pd.MultiIndex.from_tuples(keys, names=["token", "blocks", "coefficient"])
-        found.append(pd.Series(left[1:], index=index, name="divergence"))
-    unsteered = sum(plain) / len(plain)
-    table = (sum(found[1:], found[0]) / len(found)).rename("divergence").reset_index()
+            progress=False,
+        )
+        for one in given
+    ]
+    tables = [
+        looked_at(
+            model,
+            one,
+            known,
+            coefficients=tried,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        for one in captures
+    ]
+    return settled(known, tables, [one.prompts.concept.name for one in captures])
+
+
+def looked_at(
+    model: TransformerBridge,
+    captured: Capture,
+    recipe: Recipe,
+    *,
+    coefficients: Sequence[float] = COEFFICIENTS,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The divergences of one concept: a row for each token, blocks and coefficient of ``look``.
+
+    And one without a token, of coefficient 0, for the unsteered model.
+    """
+    base = _prefixed(model, captured, max_new_tokens, batch_size)
+    ways = dict(_ways(model, captured, recipe, seed))
+    keys = [("", "", 0.0), *((*way, each) for way in ways for each in coefficients)]
+    left = divergence(
+        model,
+        base,
+        [ways.get((token, blocks), next(iter(ways.values()))) for token, blocks, _ in keys],
+        [coefficient for *_, coefficient in keys],
+        relative=True,
+        batch_size=batch_size,
+    )
+    table = pd.DataFrame(keys, columns=["token", "blocks", "coefficient"])
+    return table.assign(divergence=left.tolist())
+
+
+def settled(recipe: Recipe, tables: Sequence[pd.DataFrame], names: Sequence[str]) -> Look:
+    """The recipe with what leaves least, the mean over the concepts of these tables."""
+    by = ["token", "blocks", "coefficient"]
+    # What overflows is not near, and so is not for any concept.
+    every = pd.concat(tables).fillna({"divergence": float("inf")})
+    mean = every.groupby(by, sort=False)["divergence"].mean().reset_index()
+    unsteered = float(mean.loc[mean["token"] == "", "divergence"].iloc[0])
+    table = mean[mean["token"] != ""].reset_index(drop=True)
     table["left"] = table["divergence"] / unsteered
-    # What overflows is not near.
-    best = table.loc[table["divergence"].fillna(float("inf")).idxmin()]
-    settled = replace(
-        known,
+    best = table.loc[table["divergence"].idxmin()]
+    found = replace(
+        recipe,
         token=str(best["token"]),
         blocks=str(best["blocks"]),
         coefficient=float(best["coefficient"]),
     )
-    return Look(settled, table, unsteered, tuple(names))
+    return Look(found, table, unsteered, tuple(names))
 
 
 def _members(concepts: Iterable[Concept | Capture]) -> Iterable[Concept | Capture]:

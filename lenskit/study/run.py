@@ -47,9 +47,9 @@ def run_study(
     ``recipe``'s where they are not given (``lk.recipes``). A token or blocks that are to be looked
     for (``recipe="lenskit"``) are settled once, on up to six of the concepts. ``prompts``: how many
     for a concept (400). ``statements``: those of the prompts, where they are not the grammar's;
-    fewer than ``prompts`` make as many prompts. ``judge``: ``(concept, question, answer)`` -> a Verdict, a
-    bool, or a number from 0 to 1; by default that of the embedded grammar. ``max_new_tokens``
-    (50) of an answer, ``batch_size`` (256) answers at once, ``seed`` (0).
+    fewer than ``prompts`` make as many prompts. ``judge``: ``(concept, question, answer)`` -> a
+    Verdict, a bool, or a number from 0 to 1; by default that of the embedded grammar.
+    ``max_new_tokens`` (50) of an answer, ``batch_size`` (256) answers at once, ``seed`` (0).
 
     With ``out`` what is finished is kept in that folder, and a study that was stopped, or killed
     at any point, goes on from there and ends with the same table. A judge and learners are known

@@ -21,6 +21,7 @@ from lenskit.study.experiments.labels import labels
 from lenskit.study.experiments.learners import learners
 from lenskit.study.experiments.open_prefix import open_prefix
 from lenskit.study.experiments.proxy import proxy
+from lenskit.study.experiments.recipe import recipe
 from lenskit.study.experiments.result import Experiment
 from lenskit.study.experiments.setting import Setting
 from lenskit.study.experiments.tokens import tokens
@@ -39,6 +40,7 @@ EXPERIMENTS: Mapping[str, Callable[..., Experiment]] = MappingProxyType(
         "cost": cost,
         "failures": failures,
         "open-prefix": open_prefix,
+        "recipe": recipe,
     }
 )
 """Every experiment, by the name that ``lenskit experiment`` knows it by."""
@@ -58,6 +60,7 @@ __all__ = [
     "learners",
     "open_prefix",
     "proxy",
+    "recipe",
     "tokens",
     "where",
 ]
