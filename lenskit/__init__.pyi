@@ -51,10 +51,12 @@ from .generation import generate as generate
 from .generation import generate_steered as generate_steered
 from .labels import activity_labels as activity_labels
 from .labels import displacement_cosine as displacement_cosine
+from .labels import divergence_labels as divergence_labels
 from .labels import gating_head as gating_head
 from .labels import gating_labels as gating_labels
 from .labels import gating_or_hard_labels as gating_or_hard_labels
 from .labels import hard_labels as hard_labels
+from .labels import next_token_divergence as next_token_divergence
 from .labels import soft_labels as soft_labels
 from .labels import true_activity as true_activity
 from .models import ModelCheckError as ModelCheckError

@@ -20,16 +20,16 @@ class Recipe(Displayed):
     """How concept vectors are made and applied; every argument that is given overrides it.
 
     ``token``: "attention" (AGS, Eq. 3), an offset such as "-1", or "each": every closing token its
-    own vector, which is added there alone. ``labels``: "soft" (Eq. 4), "hard", or "gating or hard".
-    ``learner``: a name in ``LEARNERS``. ``unit_rows``: whose rows are L2-normalised, "all"
-    learners' or those of "rfm" alone. ``scale_validation``: whether RFM's scaled variant scales
-    its validation rows too. ``separator``: whether the white space after the prefix counts as part
-    of it. ``blocks``: "all", "from1" (without the first), "top4", numbers such as "4,5", and so on;
-    or "increments": all, each with what those before it do not carry yet (``lk.increments``).
-    ``start``: the first steered position. ``relative``: coefficients are in a unit that depends on
-    the block, and ``unit`` which: the block's mean residual norm, or how far the prefix itself
-    moves the stream ("displacement"). ``coefficients``: those a study tries; none where they depend
-    on the model. ``coefficient``: the one for all concepts, where there is one.
+    own vector, which is added there alone. ``labels``: "soft" (Eq. 4), "hard", "divergence" (by how
+    much the prefix changes the next token). ``learner``: a name in ``LEARNERS``. ``unit_rows``:
+    whose rows are L2-normalised, "all" learners' or those of "rfm" alone. ``scale_validation``:
+    whether RFM's scaled variant scales its validation rows too. ``separator``: whether the white
+    space after the prefix counts as part of it. ``blocks``: "all", "from1" (without the first),
+    "top4", numbers such as "4,5", or "increments": all, each with what those before it do not carry
+    yet (``lk.increments``). ``start``: the first steered position. ``relative``: coefficients are
+    in a unit that depends on the block, and ``unit`` which: the block's mean residual norm, or how
+    far the prefix itself moves the stream ("displacement"). ``coefficients``: those a study tries;
+    none where they depend on the model. ``coefficient``: the one for all concepts, where there is.
 
     Where ``token`` or ``blocks`` is "look" they depend on the model: ``lk.look`` settles them.
     ``why``: where the settings come from.
@@ -125,9 +125,10 @@ class _Recipes(Mapping[str, Recipe]):
     tokens of the template, each of which holds its part: so each has its own vector, as long as the
     prefix itself moves that token, added there alone, and no other token is touched. In which block
     depends on the model, and so does whether one vector for all tokens in all blocks is better;
-    that which brings the unprefixed model nearest to the prefixed one is taken. Labels are those of
-    a gating head where attention shows one. Nothing of it knows the truth: neither a judge nor an
-    answer to a test question is asked. It cannot work where prompts share no closing tokens.
+    that which brings the unprefixed model nearest to the prefixed one is taken. Labels say by how
+    much the prefix changes each prompt's next token, so that prompts count in which the concept
+    shows. Nothing of it knows the truth: neither a judge nor an answer to a test question is asked.
+    It cannot work where prompts share no closing tokens, or where the prefix changes nothing.
     """
 
     def __init__(self, *known: Recipe) -> None:
@@ -184,7 +185,7 @@ recipes: Mapping[str, Recipe] = _Recipes(
     Recipe(
         name="lenskit",
         token=LOOK,
-        labels="gating or hard",
+        labels="divergence",
         learner="covariance",
         unit_rows="rfm",
         scale_validation=False,

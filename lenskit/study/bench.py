@@ -153,7 +153,9 @@ class Workbench:
             labels = find_labels(captured, tokens, "soft")
         else:
             if variant.labels not in self._same_labels:
-                self._same_labels[variant.labels] = find_labels(captured, tokens, variant.labels)
+                self._same_labels[variant.labels] = find_labels(
+                    captured, tokens, variant.labels, self.model
+                )
             labels = self._same_labels[variant.labels]
         if variant.control == "shuffled labels":
             return _shuffled(labels, self._generator())

@@ -159,7 +159,7 @@ def divergence(
         return torch.empty(0)
 
     def moved(row: int, log_probs: Float[Tensor, "token vocab"]) -> float:
-        return kl(base.log_probs[row % number], log_probs)
+        return _kl(base.log_probs[row % number], log_probs)
 
     found = log_probs_along(model, base, batch_size, steered, relative, read=moved)
     return torch.tensor(found).view(-1, number).mean(dim=1)
@@ -262,7 +262,7 @@ class _Search:
             self.coefficient = math.sqrt(self._low * self._high)
 
 
-def kl(p: Float[Tensor, "token vocab"], q: Float[Tensor, "token vocab"]) -> float:
+def _kl(p: Float[Tensor, "token vocab"], q: Float[Tensor, "token vocab"]) -> float:
     """KL(p ‖ q) of log-probabilities, the mean over tokens, in nats."""
     chances = p.exp()
     gained = torch.where(chances > 0, chances * (p - q), 0.0)

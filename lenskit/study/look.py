@@ -11,16 +11,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
-import torch
 
 from lenskit._arguments import positive_numbers, whole
 from lenskit._display import Displayed, count, quoted
 from lenskit.capture import Capture, capture
 from lenskit.concepts import Concept, statement_prompt
 from lenskit.generation import generate
+from lenskit.labels import next_token_divergence
 from lenskit.prompts import build_prompts
 from lenskit.recipes import INCREMENTS, LOOK, Recipe, find_recipe
-from lenskit.study.divergence import Unsteered, divergence, followed, kl, log_probs_along
+from lenskit.study.divergence import Unsteered, divergence, followed, log_probs_along
 from lenskit.vectors import ConceptVectors, fit_vectors, in_blocks, increments
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _ways(
     some = sorted({round(i * (layers - 1) / max(1, most - 1)) for i in range(most)})
     for token in _TOKENS if recipe.token == LOOK else (recipe.token,):
         everywhere = replace(recipe, token=token, blocks="all")
-        vectors = fit_vectors(captured, recipe=everywhere, seed=seed, progress=False)
+        vectors = fit_vectors(captured, recipe=everywhere, model=model, seed=seed, progress=False)
         if recipe.blocks != LOOK:
             blocks = replace(recipe, token=token).blocks_of(layers)
             if recipe.blocks == INCREMENTS:
@@ -228,31 +228,22 @@ def _prefixed(
 ) -> Unsteered:
     """Unprefixed prompts followed by the prefixed model's answers, and what it expects along them.
 
-    Of several statements those are kept where the unprefixed model expects something else.
+    About the statements where the prefix changes the next token most.
     """
     prompts = captured.prompts
-    shown = prompts.has_prefix.nonzero()[: 4 * _TRIED, 0].tolist()
-    about = [prompts.statements[row] for row in shown]
+    moved = next_token_divergence(model, prompts, batch_size=batch_size)
+    order = moved.argsort(descending=True, stable=True)[:_TRIED].tolist()
+    about = [prompts.statements[row] for row in order if moved[row] > 0]
     if not about:
-        raise ValueError("the prompts have no one with the prefix, so there is nothing to come to")
-    bare = [statement_prompt(one) for one in about]
+        raise ValueError(
+            "the prefix changes no prompt's next token, so there is nothing to come to"
+        )
     prefixed = [statement_prompt(one, prompts.concept.prefix) for one in about]
     answers = generate(model, prefixed, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    with_it = followed(model, prefixed, answers)
-    log_probs = log_probs_along(model, with_it, batch_size, read=lambda row, own: own)
-    without = replace(followed(model, bare, answers), log_probs=tuple(log_probs))
-    moved = torch.tensor(
-        log_probs_along(
-            model, without, batch_size, read=lambda row, own: kl(without.log_probs[row], own)
-        )
-    )
-    kept = moved.argsort(descending=True, stable=True)[:_TRIED].tolist()
-    return Unsteered(
-        *(
-            tuple(own[row] for row in kept)
-            for own in (without.questions, without.ids, without.lengths, without.log_probs)
-        )
-    )
+    told = followed(model, prefixed, answers)
+    log_probs = log_probs_along(model, told, batch_size, read=lambda row, own: own)
+    bare = followed(model, [statement_prompt(one) for one in about], answers)
+    return replace(bare, log_probs=tuple(log_probs))
 
 
 def _said(token: str, blocks: str) -> str:

@@ -18,7 +18,7 @@ from lenskit import __version__
 from lenskit._progress import Bars
 from lenskit.labels import find_labels
 from lenskit.recipes import INCREMENTS, Recipe, find_recipe
-from lenskit.selector import find_tokens
+from lenskit.selector import find_tokens, fixed_token
 from lenskit.vectors.blocks import in_blocks, increments
 from lenskit.vectors.learner import Direction, oriented, pearson, split
 from lenskit.vectors.learners import FitFunction, direction_of, find_learner
@@ -69,7 +69,8 @@ def fit_vectors(
     has soft labels and RFM, and gives raw rows to other learners (``lk.recipes`` says why).
 
     A recipe that names its blocks by number, such as one that ``lk.look`` has settled, leaves the
-    vectors of all others zero; one that adds increments needs the ``model``. Where its unit is the
+    vectors of all others zero; one that adds increments, or has labels by "divergence", needs the
+    ``model``. Where its unit is the
     displacement, the vectors know how far the stream moves along each direction from label 0 to
     label 1: the slope of the projection on it.
 
@@ -114,6 +115,10 @@ def fit_vectors(
     if max_validation < 2:
         raise ValueError(f"max_validation must be 2 prompts or more, got {max_validation!r}")
     tokens = recipe.token if tokens is None else tokens
+    labels = recipe.labels if labels is None else labels
+    if isinstance(labels, str) and labels != "soft":
+        # Those of Eq. 4 alone depend on the token.
+        labels = find_labels(capture, fixed_token(capture), labels, model)
     if isinstance(tokens, str) and tokens == "each":
         places = len(capture.candidates)
         alone = [
@@ -132,7 +137,7 @@ def fit_vectors(
         ]
         return _joined(capture, alone)
     tokens = find_tokens(capture, tokens)
-    labels = find_labels(capture, tokens, recipe.labels if labels is None else labels)
+    labels = find_labels(capture, tokens, labels)
     shape = capture.resid_post.shape[:2]
     unit = recipe.unit_rows == "all" or isinstance(learner, RecursiveFeatureMachine)
     prompts, layers = shape

@@ -108,10 +108,10 @@ def recipe(
 
     Every other concept of a class is searched, and nothing but these decides: by a look at them
     token, blocks and coefficient are settled; of the other recipes the one coefficient is that of
-    their best scores. The table is of the rest. "fixed coefficient": the score at that one coefficient.
+    their best scores. The table is of the rest. "fixed coefficient": the score at that one.
     "less fluent": by how many nats a token the answers there are less likely than the prompted
-    ones, for the unsteered model that reads the prefix. Removed are: labels of a gating head,
-    own vectors of the closing tokens, the look (the middle block instead), their lengths, and
+    ones, for the unsteered model that reads the prefix. Removed are: labels by divergence, own
+    vectors of the closing tokens, the look (the middle block instead), their lengths, and
     increments where these were chosen; ``few``: prompts instead of all. ``parts``: "look", what was
     looked at, and "searched", the scores of the searched half.
 
@@ -191,7 +191,8 @@ def _ways(found: Look, middle: str, few: int) -> Iterable[Way]:
     for name in ("paper", "default"):
         yield made(name, _variant(recipes[name]), recipes[name])
     yield made(f"{OWN}, a look at each concept", replace(own, token="look", blocks="look"))
-    yield made(f"{OWN}, hard labels", replace(own, labels="hard"))
+    for labels in ("hard", "gating or hard"):
+        yield made(f"{OWN}, {labels} labels", replace(own, labels=labels))
     best = found.table.sort_values("left", kind="stable").drop_duplicates("token")
     places = dict(zip(best["token"], best["blocks"], strict=True))
     if own.token != "attention" and "attention" in places:

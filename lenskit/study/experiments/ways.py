@@ -68,6 +68,7 @@ class Fitted:
             self.variant.labels,
             learner=self.learner(),
             recipe=bench.recipe,
+            model=bench.model,
             seed=bench.seed,
             progress=False,
         )
