@@ -122,9 +122,10 @@ def steer(
         from lenskit.recipes import find_recipe, recipes
 
         known = find_recipe(recipe)
+        absolute = "--absolute" if relative is False else f"--recipe {known.name}"
         relative = known.relative if relative is None else relative
         if coefficients is None and not relative:
-            raise ValueError("absolute coefficients depend on the model: give --coefficients")
+            raise ValueError(f"{absolute} needs --coefficients, which depend on the model")
         where = read_named_blocks(blocks)
 
         from rich.box import SIMPLE_HEAD
