@@ -50,17 +50,19 @@ class Look(Displayed):
 
     @property
     def why(self) -> str:
-        """The choice in a sentence, with the best of the other ways."""
-        ways = self.table.sort_values("left", kind="stable").drop_duplicates(["token", "blocks"])
-        said = [
-            f"{_said(row.token, row.blocks)} leaves {row.left:.0%}" for row in ways.itertuples()
-        ]
+        """The choice in a sentence, with the two next best ways."""
+        said = self._said
         return f"{said[0]} of the divergence from the prefixed model" + (
             f"; next best: {', '.join(said[1:3])}" if said[1:] else ""
         )
 
+    @property
+    def _said(self) -> list[str]:
+        ways = self.table.sort_values("left", kind="stable").drop_duplicates(["token", "blocks"])
+        return [f"{_way(row.token, row.blocks)} leaves {row.left:.0%}" for row in ways.itertuples()]
+
     def _headline(self) -> str:
-        return f"Look at {count(len(self.concepts), 'concept')}: {self.why}"
+        return f"Look at {count(len(self.concepts), 'concept')}: {self._said[0]}"
 
     def _rows(self) -> dict[str, object]:
         recipe = self.recipe
@@ -246,6 +248,7 @@ def _prefixed(
     return replace(bare, log_probs=tuple(log_probs))
 
 
-def _said(token: str, blocks: str) -> str:
-    what = "each closing token's own vector" if token == "each" else f"the vector of token {token}"
-    return f"{what} in {'all blocks by increments' if blocks == INCREMENTS else f'block {blocks}'}"
+def _way(token: str, blocks: str) -> str:
+    what = {"each": "each closing token's own vector", "attention": "the token by attention"}
+    where = "in all blocks, by increments" if blocks == INCREMENTS else f"in block {blocks}"
+    return f"{what.get(token, f'token {token}')} {where}"

@@ -10,6 +10,7 @@ import torch
 from experimented import CONCEPTS, STATEMENTS, ByTheText
 
 import lenskit as lk
+from lenskit.concepts import statement_prompt
 from lenskit.models import hooked
 from lenskit.study.look import looked_at, settled
 
@@ -49,6 +50,12 @@ def streams(model, ids):
     with hooked(model, hooks):
         model(ids[None])
     return torch.stack(seen)
+
+
+@torch.no_grad()
+def assert_is_the_divergence(model, found, *pair):
+    p, q = (model(ids[None])[0, -1].log_softmax(dim=-1) for ids in pair)
+    torch.testing.assert_close(found, (p.exp() * (p - q)).sum(), atol=1e-4, rtol=1e-3)
 
 
 def test_the_displacement_of_hard_labels_is_the_difference_of_the_means(capture, model):
@@ -117,14 +124,20 @@ def test_divergence_labels_say_how_far_the_prefix_moves_the_next_token(model, ca
     prompts = capture.prompts
     moved = lk.next_token_divergence(model, prompts)
     for row in (0, 4):
-        ids = ids_of(prompts, row)
-        mask = prompts.prefix_mask[row, -len(ids) :]
-        bare = model.tokenizer.decode(ids[~mask])
-        without = model.tokenizer(bare.replace("\n\n ", "\n\n"), add_special_tokens=False)
-        with torch.no_grad():
-            pair = [model(torch.tensor([list(own)]))[0, -1] for own in (ids, without["input_ids"])]
-        p, q = (each.log_softmax(dim=-1) for each in pair)
-        torch.testing.assert_close(moved[row], (p.exp() * (p - q)).sum(), atol=1e-4, rtol=1e-3)
+        prompt = statement_prompt(prompts.statements[row])
+        bare = lk.chat_ids(model, [[{"role": "user", "content": prompt}]]).input_ids[0]
+        assert_is_the_divergence(model, moved[row], ids_of(prompts, row), bare)
+    assert bool((moved[1::2] == 0).all())
+    # Of prompts that no template made the prefix's tokens are left out.
+    rows = [ids_of(prompts, row) for row in (0, 1)]
+    ids = [[*row.tolist()] for row in rows]
+    own = lk.prompts_from_ids(model, "own", ids, prefixes=[(6, 9), None], candidates=2)
+    bare = torch.cat([rows[0][:6], rows[0][9:]])
+    assert_is_the_divergence(model, lk.next_token_divergence(model, own)[0], rows[0], bare)
+
+
+def test_labels_by_divergence_are_measured_on_the_model(model, capture):
+    moved = lk.next_token_divergence(model, capture.prompts)
     labels = lk.divergence_labels(capture, model=model)
     torch.testing.assert_close(labels[:, 0], moved / moved.max())
     with pytest.raises(ValueError, match="'divergence' are measured on the model"):
@@ -153,7 +166,9 @@ def test_a_look_takes_what_leaves_least_and_says_so(found, model):
         best[["token", "blocks", "coefficient"]]
     )
     assert recipe.settled and not RECIPE.settled
-    assert "of the divergence from the prefixed model" in repr(found).splitlines()[0]
+    left = f"leaves {best['left']:.0%}"
+    assert left in repr(found).splitlines()[0]
+    assert f"{left} of the divergence from the prefixed model; next best: " in found.why
     assert found.concepts == ("cheerful",)
 
 
