@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lenskit.capture import Capture
-from lenskit.models import Tokens, in_batches, pad_left, run_plain, using
+from lenskit.concepts import statement_prompt
+from lenskit.models import Tokens, chat_ids, in_batches, pad_left, run_plain, using
 from lenskit.prompts import PromptSet, with_separator
 from lenskit.selector import TokenSelection
 
@@ -23,8 +25,8 @@ def next_token_divergence(
 ) -> Float[Tensor, " prompt"]:
     """KL(with the prefix ‖ without it) of the next token after each prompt, in nats.
 
-    0 for a prompt without a prefix; of the others the same tokens without the prefix, and the blank
-    behind it, are run beside them. It says where the prefix makes a difference: a concept that is
+    0 for a prompt without a prefix. Beside the others the prompt about the same statement is run, or
+    of prompts that ``build_prompts`` did not make the same tokens without the prefix. It says where the prefix makes a difference: a concept that is
     not active in a prompt leaves the next token as it is. Call it outside ``steer``.
 
     >>> moved = lk.next_token_divergence(model, prompts)
@@ -32,14 +34,11 @@ def next_token_divergence(
     (True, True)
     """
     rows = prompts.has_prefix.nonzero()[:, 0]
-    cut = with_separator(model, prompts).prefix_mask
-    real = prompts.tokens.attention_mask.bool()
-    ids = prompts.tokens.input_ids
-    pairs = [ids[row, real[row]].tolist() for row in rows.tolist()]
-    pairs += [ids[row, real[row] & ~cut[row]].tolist() for row in rows.tolist()]
     moved = torch.zeros(len(prompts))
-    if pairs:
-        with_it, without = _next_log_probs(model, pad_left(pairs, 0), batch_size).chunk(2)
+    if len(rows):
+        prefixed = prompts.rows(rows)
+        pairs = pad_left([*_ids(prefixed.tokens), *_without_prefix(model, prefixed)], 0)
+        with_it, without = _next_log_probs(model, pairs, batch_size).chunk(2)
         chances = with_it.exp()
         gained = torch.where(chances > 0, chances * (with_it - without), 0.0)
         # Of equal distributions rounding may leave less than none.
@@ -70,6 +69,32 @@ def divergence_labels(
     if not float(moved.max()) > 0:
         raise ValueError("the prefix moves the next token of no prompt, so there is no label")
     return (moved / moved.max())[:, None].expand(-1, capture.layers).clone()
+
+
+def _without_prefix(model: TransformerBridge, prompts: PromptSet) -> list[list[int]]:
+    """The ids of the same prompts without their prefix."""
+    prefix = prompts.concept.prefix.strip()
+    if model.tokenizer is not None:
+        # A first word may have another token where something stands before it.
+        if _asked(model, prompts.statements, prefix) == _ids(prompts.tokens):
+            return _asked(model, prompts.statements, "")
+        prompts = with_separator(model, prompts)
+    kept = prompts.tokens.attention_mask.bool() & ~prompts.prefix_mask
+    return [ids[own].tolist() for ids, own in zip(prompts.tokens.input_ids, kept, strict=True)]
+
+
+def _asked(model: TransformerBridge, statements: Sequence[str], prefix: str) -> list[list[int]]:
+    """The ids of prompts about these statements, as ``build_prompts`` makes them."""
+    asked = [statement_prompt(one, prefix).strip() for one in statements]
+    return _ids(chat_ids(model, [[{"role": "user", "content": each}] for each in asked]))
+
+
+def _ids(tokens: Tokens) -> list[list[int]]:
+    """The ids of each row without its padding."""
+    return [
+        ids[mask.bool()].tolist()
+        for ids, mask in zip(tokens.input_ids, tokens.attention_mask, strict=True)
+    ]
 
 
 @torch.no_grad()

@@ -63,9 +63,8 @@ def test_the_recipe_is_what_a_look_at_the_searched_half_settles(found):
         assert list(rows.answer) == expected
         fixed = found.parts["by concept"].query("way == 'lenskit' and concept == @concept.name")
         assert fixed["fixed coefficient"].iloc[0] == pytest.approx(rows.score.mean())
-        prompted = generate(
-            model, [f"{concept.prefix} {q}" for q in concept.questions], max_new_tokens=5
-        )
+        asked = [f"{concept.prefix} {question}" for question in concept.questions]
+        prompted = generate(model, asked, max_new_tokens=5)
         told = [
             fluency(model, concept.questions, said, prefixes=[concept.prefix] * 3).nanmean()
             for said in (expected, prompted)
