@@ -25,9 +25,10 @@ def next_token_divergence(
 ) -> Float[Tensor, " prompt"]:
     """KL(with the prefix ‖ without it) of the next token after each prompt, in nats.
 
-    0 for a prompt without a prefix. Beside the others the prompt about the same statement is run, or
-    of prompts that ``build_prompts`` did not make the same tokens without the prefix. It says where the prefix makes a difference: a concept that is
-    not active in a prompt leaves the next token as it is. Call it outside ``steer``.
+    0 for a prompt without a prefix. Beside the others the prompt about the same statement is run,
+    or of prompts that ``build_prompts`` did not make the same tokens without the prefix. It says
+    where the prefix makes a difference: a concept that is not active in a prompt leaves the next
+    token as it is. Call it outside ``steer``.
 
     >>> moved = lk.next_token_divergence(model, prompts)
     >>> bool((moved[~prompts.has_prefix] == 0).all()), bool((moved >= 0).all())

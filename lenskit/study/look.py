@@ -210,7 +210,9 @@ def _ways(
     layers = captured.layers
     most = min(layers, _MOST_BLOCKS)
     some = sorted({round(i * (layers - 1) / max(1, most - 1)) for i in range(most)})
-    for token in _TOKENS if recipe.token == LOOK else (recipe.token,):
+    # Increments are of closing tokens.
+    open_ones = _TOKENS[:1] if recipe.blocks == INCREMENTS else _TOKENS
+    for token in open_ones if recipe.token == LOOK else (recipe.token,):
         everywhere = replace(recipe, token=token, blocks="all")
         vectors = fit_vectors(captured, recipe=everywhere, model=model, seed=seed, progress=False)
         if recipe.blocks != LOOK:
