@@ -101,6 +101,7 @@ def fit_vectors(
             labels,
             learner=learner,
             recipe=replace(recipe, blocks="all"),
+            model=model,
             seed=seed,
             validation=validation,
             max_validation=max_validation,

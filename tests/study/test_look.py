@@ -152,6 +152,10 @@ def test_labels_by_divergence_fit_as_numbers_do(model, capture):
     given = lk.fit_vectors(capture, labels=labels, recipe=EVERYWHERE, progress=False)
     assert torch.equal(named.directions, given.directions)
     assert torch.equal(named.displacement, given.displacement)
+    recipe = replace(EVERYWHERE, blocks="increments")
+    added = lk.fit_vectors(capture, recipe=recipe, model=model, progress=False)
+    again = lk.increments(model, capture, given)
+    assert torch.equal(added.directions, again.directions)
 
 
 def test_a_look_takes_what_leaves_least_and_says_so(found, model):
