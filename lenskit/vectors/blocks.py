@@ -49,8 +49,9 @@ def increments(
     recipe=...)`` with a recipe whose unit is the displacement); ``capture``: that they were fitted
     to. Raises ValueError for others, and where no prompt is without a prefix.
 
+    >>> from dataclasses import replace
     >>> displaced = replace(lk.recipes["lenskit"], token="each", blocks="all")
-    >>> whole = lk.fit_vectors(capture, recipe=displaced, progress=False)
+    >>> whole = lk.fit_vectors(capture, recipe=displaced, model=model, progress=False)
     >>> added = lk.increments(model, capture, whole)
     >>> bool((added.displacement[1:] < whole.displacement[1:]).any())
     True
