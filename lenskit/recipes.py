@@ -193,10 +193,10 @@ recipes: Mapping[str, Recipe] = _Recipes(
         blocks=LOOK,
         start=0,
         relative=True,
-        coefficients=(0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0),
+        coefficients=(0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0),
         why="looks where the model keeps a concept, and adds what the prefix would, there alone",
         unit="displacement",
-        coefficient=1.5,
+        coefficient=1.0,
     ),
 )
 DEFAULT = recipes["default"]

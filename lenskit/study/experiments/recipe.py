@@ -27,7 +27,7 @@ from lenskit.study.ways import CONTROLS, Variant, variants
 OWN = "lenskit"
 FEW = 16
 # Those of a look are among them.
-COEFFICIENTS = (0.15, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+COEFFICIENTS = (0.15, 0.3, 0.5, 1.0, 1.25, 1.5, 2.0, 3.0)
 
 
 @dataclass(frozen=True)
