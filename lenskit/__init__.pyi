@@ -54,9 +54,12 @@ from .generation import generate_ids as generate_ids
 from .generation import generate_steered as generate_steered
 from .labels import activity_labels as activity_labels
 from .labels import displacement_cosine as displacement_cosine
+from .labels import divergence_labels as divergence_labels
 from .labels import gating_head as gating_head
 from .labels import gating_labels as gating_labels
+from .labels import gating_or_hard_labels as gating_or_hard_labels
 from .labels import hard_labels as hard_labels
+from .labels import next_token_divergence as next_token_divergence
 from .labels import soft_labels as soft_labels
 from .labels import true_activity as true_activity
 from .models import ModelCheckError as ModelCheckError
@@ -94,6 +97,7 @@ from .selector import select_tokens as select_tokens
 from .steering import steer as steer
 from .study import Calibration as Calibration
 from .study import Diagnosis as Diagnosis
+from .study import Look as Look
 from .study import Study as Study
 from .study import Subject as Subject
 from .study import Variant as Variant
@@ -101,6 +105,7 @@ from .study import calibrate as calibrate
 from .study import diagnose as diagnose
 from .study import diagnose_edit as diagnose_edit
 from .study import experiments as experiments
+from .study import look as look
 from .study import paired_differences as paired_differences
 from .study import read_study as read_study
 from .study import run_on_workers as run_on_workers
@@ -117,5 +122,6 @@ from .vectors import RecursiveFeatureMachine as RecursiveFeatureMachine
 from .vectors import Ridge as Ridge
 from .vectors import SoftCovariance as SoftCovariance
 from .vectors import fit_vectors as fit_vectors
+from .vectors import increments as increments
 
 __version__: str

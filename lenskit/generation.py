@@ -15,7 +15,6 @@ from lenskit.decoding import CachedPasses, Passes, end_tokens, written_in_batche
 from lenskit.intervention import Positions, Window, intervene, window
 from lenskit.models import chat_ids, pad_left
 from lenskit.operations import Operation, find_operation, project_out
-from lenskit.recipes import DEFAULT
 from lenskit.steering import intervention
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
+    from lenskit.recipes import Recipe
     from lenskit.vectors import Vectors
 
     Conversation = Sequence[Mapping[str, str]]
@@ -247,12 +247,14 @@ def generate_steered(
     *,
     blocks: Iterable[int] | None = None,
     relative: bool | None = None,
-    start: int = DEFAULT.start,
+    start: int | None = None,
+    recipe: Recipe | str | None = None,
     **options: Unpack[Options],
 ) -> list[Answer]:
     """Answers of many rows in one batch, each with its own vectors, prefix and edits of attention.
 
-    ``blocks``, ``relative`` and ``start`` as in ``steer``; ``options`` are those of ``generate``.
+    ``blocks``, ``relative``, ``start`` and ``recipe`` as in ``steer``, but each row says its own
+    coefficient; ``options`` are those of ``generate``.
     A row's vectors and edits act as in nested ``steer`` and ``attend``.
 
     >>> question = concept.questions[0]
@@ -275,6 +277,7 @@ def generate_steered(
                 relative=relative,
                 operation=[row.operation for row in rows],
                 windows=_windows(model, rows, options.get("template_arguments")),
+                recipe=recipe,
             )
             stack.enter_context(intervene(model, planned))
         for edits in zip_longest(*(row.edits for row in rows)):

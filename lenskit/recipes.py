@@ -19,14 +19,20 @@ __all__ = ["DEFAULT", "Recipe", "find_recipe", "recipes"]
 class Recipe(Displayed):
     """How concept vectors are made and applied; every argument that is given overrides it.
 
-    ``token``: "attention" (AGS, Eq. 3), or an offset such as "-1". ``labels``: "soft" (Eq. 4) or
-    "hard". ``learner``: a name in ``LEARNERS``. ``unit_rows``: whose rows are L2-normalised, "all"
-    learners' or those of "rfm" alone. ``scale_validation``: whether RFM's scaled variant scales
-    its validation rows too. ``separator``: whether the white space after the prefix counts as part
-    of it. ``blocks``: "all", "from1" (without the first), "top4" and so on. ``start``: the first
-    steered position. ``relative``: coefficients are in mean residual norms of each block.
-    ``coefficients``: those a study tries; none where they depend on the model. ``why``: where the
-    settings come from.
+    ``token``: "attention" (AGS, Eq. 3), an offset such as "-1", or "each": every closing token its
+    own vector, which is added there alone. ``labels``: "soft" (Eq. 4), "hard", "divergence" (by how
+    much the prefix changes the next token). ``learner``: a name in ``LEARNERS``. ``unit_rows``:
+    whose rows are L2-normalised, "all" learners' or those of "rfm" alone. ``scale_validation``:
+    whether RFM's scaled variant scales its validation rows too. ``separator``: whether the white
+    space after the prefix counts as part of it. ``blocks``: "all", "from1" (without the first),
+    "top4", numbers such as "4,5", or "increments": all, each with what those before it do not carry
+    yet (``lk.increments``). ``start``: the first steered position. ``relative``: coefficients are
+    in a unit that depends on the block, and ``unit`` which: the block's mean residual norm, or how
+    far the prefix itself moves the stream ("displacement"). ``coefficients``: those a study tries;
+    none where they depend on the model. ``coefficient``: the one for all concepts, where there is.
+
+    Where ``token`` or ``blocks`` is "look" they depend on the model: ``lk.look`` settles them.
+    ``why``: where the settings come from.
 
     >>> import lenskit as lk
     >>> lk.recipes["paper"].learner
@@ -35,7 +41,7 @@ class Recipe(Displayed):
 
     name: str
     token: str
-    labels: Literal["soft", "hard"]
+    labels: str
     learner: str
     unit_rows: Literal["all", "rfm"]
     scale_validation: bool
@@ -45,15 +51,55 @@ class Recipe(Displayed):
     relative: bool
     coefficients: tuple[float, ...]
     why: str = field(repr=False, compare=False)
+    unit: Literal["resid_norm", "displacement"] = "resid_norm"
+    coefficient: float | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether token and blocks are known, and do not wait for a look at the model."""
+        return LOOK not in (self.token, self.blocks)
+
+    def require_settled(self) -> None:
+        """Raise ValueError, which says what would work, unless token and blocks are known."""
+        if not self.settled:
+            raise ValueError(
+                f"recipe {self.name!r} chooses token and blocks by a look at the model; settle it "
+                "first: recipe=lk.look(model, concept).recipe"
+            )
+
+    def blocks_of(self, number: int) -> tuple[int, ...] | None:
+        """The steered blocks of a model of so many; ``None`` for all.
+
+        Raises ValueError for blocks that a test or a look at the model chooses.
+        """
+        if self.blocks in ("all", INCREMENTS):
+            return None
+        if self.blocks.startswith("from"):
+            return tuple(range(int(self.blocks.removeprefix("from")), number))
+        if not self.blocks[0].isdecimal():
+            self.require_settled()
+            raise ValueError(
+                f"recipe {self.name!r} steers the blocks {self.blocks!r}, which an enrichment test "
+                "chooses; give their numbers: blocks=lk.enrich(model, prompts, tokens).top(4)"
+            )
+        return tuple(int(block) for block in self.blocks.split(","))
 
     def __str__(self) -> str:
         """The settings, one a line."""
         shown = [f"recipe {self.name!r}: {self.why}"]
-        for each in fields(self)[1:-1]:
+        for each in fields(self)[1:]:
+            if each.name == "why":
+                continue
             value = getattr(self, each.name)
             text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
             shown.append(f"  {each.name:<16} {text or 'depend on the model; give them'}")
         return "\n".join(shown)
+
+
+# A token or blocks that a look at the model is to choose.
+LOOK = "look"
+# Blocks each of which adds what the earlier ones do not carry yet.
+INCREMENTS = "increments"
 
 
 class _Recipes(Mapping[str, Recipe]):
@@ -74,6 +120,15 @@ class _Recipes(Mapping[str, Recipe]):
     choice of the vector depends. Other faults of that code are not followed: M = I is never a
     candidate, each block's sign is by its own labels, ``resid_post`` is read before the final
     norm, every method gets the same coefficients, attention stays in the model's precision.
+
+    ``"lenskit"``: looks first and then chooses (``lk.look``). The concept sits in several closing
+    tokens of the template, each of which holds its part: so each has its own vector, as long as the
+    prefix itself moves that token, added there alone, and no other token is touched. In which block
+    depends on the model, and so does whether one vector for all tokens in all blocks is better;
+    that which brings the unprefixed model nearest to the prefixed one is taken. Labels say by how
+    much the prefix changes each prompt's next token, so that prompts count in which the concept
+    shows. Nothing of it knows the truth: neither a judge nor an answer to a test question is asked.
+    It cannot work where prompts share no closing tokens, or where the prefix changes nothing.
     """
 
     def __init__(self, *known: Recipe) -> None:
@@ -126,6 +181,22 @@ recipes: Mapping[str, Recipe] = _Recipes(
         relative=False,
         coefficients=(),
         why="attention-guided steering as its authors publish and run it (arXiv 2602.00333)",
+    ),
+    Recipe(
+        name="lenskit",
+        token=LOOK,
+        labels="divergence",
+        learner="covariance",
+        unit_rows="rfm",
+        scale_validation=False,
+        separator=False,
+        blocks=LOOK,
+        start=0,
+        relative=True,
+        coefficients=(0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0),
+        why="looks where the model keeps a concept, and adds what the prefix would, there alone",
+        unit="displacement",
+        coefficient=1.0,
     ),
 )
 DEFAULT = recipes["default"]

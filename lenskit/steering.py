@@ -17,7 +17,7 @@ from torch import Tensor
 from lenskit._arguments import block_numbers, whole
 from lenskit.intervention import Intervention, Window, intervene
 from lenskit.operations import Operation, find_operations, project_out
-from lenskit.recipes import DEFAULT
+from lenskit.recipes import LOOK, Recipe, find_recipe
 from lenskit.vectors import ConceptVectors, added, closing_of, parts
 
 if TYPE_CHECKING:
@@ -37,18 +37,30 @@ def intervention(
     coefficient: Coefficient | None = None,
     *,
     blocks: Iterable[int] | None = None,
-    start: int = DEFAULT.start,
+    start: int | None = None,
     relative: bool | None = None,
     operation: Operations = "add",
     windows: Sequence[Window] = (),
+    recipe: Recipe | str | None = None,
 ) -> Intervention:
     """The arguments of ``steer``, checked and brought into one form; ``windows``: one a row."""
     operations = find_operations(operation)
+    known = find_recipe(recipe)
+    start = known.start if start is None else start
     if coefficient is None and all(each is project_out for each in operations):
         coefficient = 1.0  # its length does not matter
-    chosen = block_numbers("blocks", blocks, model.cfg.n_layers)
+    if coefficient is None and recipe is not None:
+        coefficient = known.coefficient
+    layers = model.cfg.n_layers
+    chosen = block_numbers("blocks", blocks, layers)
     start = whole("start, an absolute position,", start, 0)
     terms, weights = _terms(vectors, coefficient)
+    if recipe is not None:
+        if relative is None and any(isinstance(term, ConceptVectors) for term in terms):
+            relative = known.relative
+        _check_unit(terms, known, relative)
+        if blocks is None and not (known.blocks == LOOK and _displaced(terms)):
+            chosen = block_numbers("blocks", known.blocks_of(layers), layers)
     if len(operations) > 1 and len(weights) not in (1, len(operations)):
         raise ValueError(
             f"operation has {len(operations)} entries for {len(weights)} rows; give one for each "
@@ -88,9 +100,10 @@ def steer(
     *,
     coefficient: Coefficient | None = None,
     blocks: Iterable[int] | None = None,
-    start: int = DEFAULT.start,
+    start: int | None = None,
     relative: bool | None = None,
     operation: Operations = "add",
+    recipe: Recipe | str | None = None,
 ) -> Iterator[TransformerBridge]:
     """Add ``ε v[l]`` to ``blocks.{l}.hook_resid_post`` in every forward pass inside the context.
 
@@ -108,7 +121,10 @@ def steer(
     counted in the row's own tokens, padding left out. ``relative``: ε is in units of each
     block's mean residual norm (``vectors.resid_norm``), which differ between blocks and models;
     ``False``: absolute, as AGS has it; by default as ``lk.recipes`` says. A tensor knows no such
-    norm: it is added as it is, times ε.
+    norm: it is added as it is, times ε. Vectors with a ``displacement`` have it as their unit
+    instead: ε = 1 adds what the prefix itself does.
+    ``recipe``: whose blocks, start, unit and, where it has one, coefficient are taken where they
+    are not given.
     ``operation``: what is done with ``δ = ε v[l]``, one for all rows or one for each. "add";
     "project_out" (nothing is left along ``v``; needs no ε); "clamp" (the projection on ``v``
     becomes ``ε |v|``); "raise_to" (the same, only where it is below); "add_keeping_norm"; "rotate"
@@ -119,17 +135,18 @@ def steer(
     prompt's end and nowhere else: other tokens of the prompt, earlier turns and generated tokens
     stay as they are. The end is found by the tokens' ids: the closing tokens that come last in the
     row, in the pass that begins without a cache. (For a plain pass over a prompt and its answer,
-    tokenize them apart; the answer must not hold the closing tokens again.) These vectors of a
-    block have equal lengths: a relative coefficient is in units of the mean norm over all closing
-    tokens, and is a larger share of the stream where the token's own norm is smaller.
+    tokenize them apart; the answer must not hold the closing tokens again.) Without displacements
+    these vectors of a block have equal lengths: a relative coefficient is in units of the mean norm
+    over all closing tokens, and is a larger share of the stream where the token's own is smaller.
 
     Until the context ends, the model belongs to the thread that entered it: captures, answers and
     contexts of other threads wait (see ``lenskit.models.use``), so a thread must not wait inside
     for one of them. (Forward passes that other threads run past lenskit are steered too.)
 
     Raises ValueError for blocks that the model has not, for vectors of another model or shape, for
-    ``relative=True`` with a tensor, for numbers that are not finite and, in the forward pass, when
-    the batch has not one row per coefficient, or a row lacks the closing tokens.
+    ``relative=True`` with a tensor, for vectors in another unit than the recipe's, for a recipe
+    that is still to look at the model (``lk.look``), for numbers that are not finite and, in the
+    forward pass, when the batch has not one row per coefficient, or a row lacks the closing tokens.
 
     >>> question = concept.questions[0]
     >>> with lk.steer(model, vectors, coefficient=0.04):
@@ -147,6 +164,7 @@ def steer(
         start=start,
         relative=relative,
         operation=operation,
+        recipe=recipe,
     )
     with intervene(model, planned):
         yield model
@@ -186,6 +204,25 @@ def _terms(
     rows = max(counts, default=1)
     weights = torch.stack([(numbers * factor).expand(rows) for _, numbers in given], dim=1)
     return [term for term, _ in given], weights
+
+
+def _check_unit(terms: Sequence[Any], recipe: Recipe, relative: bool | None) -> None:
+    """Raise ValueError for vectors whose relative coefficients mean something else."""
+    for term in terms:
+        if not isinstance(term, ConceptVectors) or not relative:
+            continue
+        own = "resid_norm" if term.displacement is None else "displacement"
+        if own != recipe.unit:
+            raise ValueError(
+                f"recipe {recipe.name!r} has coefficients in units of {recipe.unit}, but the "
+                f"vectors of {term.concept.name!r} are in units of {own}; fit them with that "
+                "recipe, or leave recipe out"
+            )
+
+
+def _displaced(terms: Sequence[Any]) -> bool:
+    """Whether all are vectors of a settled look, which are zero where they do not act."""
+    return all(getattr(term, "displacement", None) is not None for term in terms)
 
 
 def _numbers(coefficient: Coefficient) -> Float[Tensor, "row"]:

@@ -132,7 +132,7 @@ def test_a_folder_of_another_study_is_refused_in_one_line(small, whole):
         (["--concepts", "0"], "1 to 103 concepts to choose, not 0"),
         (["--concepts", "3", "--concepts", "4"], "one number or names, not 3, 4"),
         (["--concepts", "fears/bees", "--class", "fears"], "--class goes with a number"),
-        (["--token", "3"], "--token must be attention, each, or an offset such as -1; got '3'"),
+        (["--token", "3"], "--token must be attention, each, look, or an offset such as -1"),
         (["--blocks", "best4"], "--blocks must be all, top4"),
         (["--coefficients", "0.1;0.2"], "must be different numbers like 0.1,0.2"),
         (["--coefficients", "0.1,0.1"], "must be different numbers"),

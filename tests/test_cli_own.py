@@ -181,3 +181,22 @@ def test_a_full_device_or_a_closed_pipe_loses_no_answers(own, model, tmp_path):
     os.close(write)
     assert (done.returncode, done.stderr) == (0, b"")
     assert (tmp_path / "pipe" / "answers.csv").stat().st_size > 100
+
+
+def test_a_recipe_that_looks_first_fits_and_steers_and_says_what_it_chose(own, model, tmp_path):
+    file = tmp_path / "looked.safetensors"
+    chosen = ("--concept-file", own, "--concept", "tea", "--recipe", "lenskit")
+    done = lenskit("fit", file, *model, *chosen)
+    assert done.exit_code == 0, done.output
+    assert "looked: " in done.stdout
+    found = lk.ConceptVectors.load(file)
+    assert found.displacement is not None
+    shown = lenskit("steer", file, *model, "--question", "Why?", "--max-new-tokens", 3)
+    assert shown.exit_code == 0, shown.output
+    assert "displacements" in shown.stdout and "2.5" in shown.stdout
+    again = lenskit(
+        "steer", file, *model, "--question", "Why?", "--max-new-tokens", 3, "--recipe", "lenskit"
+    )
+    assert again.stdout == shown.stdout
+    refused = lenskit("steer", file, *model, "--recipe", "default")
+    assert refused.exit_code == 1 and "in units of displacement" in refused.stderr

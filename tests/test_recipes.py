@@ -27,11 +27,11 @@ def test_steering_studies_and_variants_take_their_defaults_from_one_recipe():
     for function in (lk.steer, lk.generate_steered):
         taken = inspect.signature(function).parameters
         assert taken["relative"].default is None  # a tensor knows no residual norm
-        assert taken["start"].default == DEFAULT.start
+        assert taken["start"].default is None is taken["recipe"].default
     model = tiny.shared_model()
     vectors = random_vectors(model)
     taken, said = (intervention(model, vectors, 1.0, relative=r) for r in (None, DEFAULT.relative))
-    assert torch.equal(taken.directions, said.directions)
+    assert torch.equal(taken.directions, said.directions) and taken.start == DEFAULT.start
     own = (DEFAULT.token, DEFAULT.labels, DEFAULT.learner, DEFAULT.blocks)
     assert tuple(vars(lk.variants()[0]).values())[:4] == own
     ways, settings = settings_of(None, {})

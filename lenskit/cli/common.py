@@ -28,7 +28,7 @@ ModelName = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …")]
 RecipeName = Annotated[
-    str | None, typer.Option("--recipe", help="paper, or lenskit's defaults without it")
+    str | None, typer.Option("--recipe", help="lenskit, paper, or the defaults without it")
 ]
 Classes = Annotated[
     list[str] | None, typer.Option("--class", help="a concept class; repeat for more")

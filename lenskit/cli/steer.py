@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -45,7 +46,10 @@ def fit(
     device: Device = None,
     seed: Annotated[int, typer.Option(help="draws prompts")] = 0,
 ) -> None:
-    """Learn a concept's vector for every block, and write them to a file."""
+    """Learn a concept's vector for every block, and write them to a file.
+
+    With --recipe lenskit it first looks where the model keeps the concept, and says what it chose.
+    """
     with mistakes():
         which = [concept] if concept else None
         if not (concept or concept_file or prefix):
@@ -65,9 +69,11 @@ def fit(
         from lenskit.models import load_model
         from lenskit.prompts import build_prompts, with_separator
         from lenskit.recipes import find_recipe
+        from lenskit.study import look
         from lenskit.vectors import LEARNERS, fit_vectors
 
         known = find_recipe(recipe)
+        known = replace(known, token=tokens or known.token, labels=labels or known.labels)
         if learner:
             among("learner", [learner], LEARNERS)
         if labels:
@@ -81,14 +87,17 @@ def fit(
         )
         made = with_separator(loaded, made) if known.separator else made
         seen = capture(loaded, made, progress=terminal())
+        looked = None if known.settled else look(loaded, seen, recipe=known, seed=seed)
+        known = known if looked is None else looked.recipe
         vectors = fit_vectors(
-            seen, tokens, labels, learner=learner, recipe=known, seed=seed, progress=terminal()
+            seen, learner=learner, recipe=known, model=loaded, seed=seed, progress=terminal()
         )
         vectors.save(out)
         show(
             f"wrote {out}: {len(vectors.directions)} blocks, {vectors.learner}, "
             f"{vectors.labels} labels",
             f"token: {vectors.selection}",
+            *([] if looked is None else [f"looked: {looked.why}"]),
         )
 
 
@@ -103,18 +112,20 @@ def steer(
         str | None, typer.Option(help="numbers such as 0.1,0.2; negative ones suppress")
     ] = None,
     blocks: NamedBlocks = "all",
+    recipe: RecipeName = None,
     relative: Relative = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens of an answer")] = 50,
     device: Device = None,
 ) -> None:
     """Print a model's answers unsteered and, below them, steered by a saved vector."""
     with mistakes():
-        from lenskit.recipes import DEFAULT
+        from lenskit.recipes import find_recipe, recipes
 
-        relative = DEFAULT.relative if relative is None else relative
+        known = find_recipe(recipe)
+        absolute = "--absolute" if relative is False else f"--recipe {known.name}"
+        relative = known.relative if relative is None else relative
         if coefficients is None and not relative:
-            raise ValueError("--absolute needs --coefficients, which depend on the model")
-        numbers = read_numbers(coefficients) if coefficients else DEFAULT.coefficients
+            raise ValueError(f"{absolute} needs --coefficients, which depend on the model")
         where = read_named_blocks(blocks)
 
         from rich.box import SIMPLE_HEAD
@@ -128,6 +139,10 @@ def steer(
 
         logging.disable_progress_bar()
         found = ConceptVectors.load(vectors)
+        displaced = found.displacement is not None
+        if recipe is None and displaced:
+            known = recipes["lenskit"]
+        numbers = read_numbers(coefficients) if coefficients else known.coefficients
         asked = tuple(question or found.concept.questions)
         if not asked:
             raise ValueError(f"{vectors} holds no questions; ask some with --question")
@@ -142,10 +157,12 @@ def steer(
             rows,
             blocks=numbered_blocks(where, loaded.cfg.n_layers),
             relative=relative,
+            recipe=None if recipe is None else known,
             max_new_tokens=max_new_tokens,
             progress=terminal(),
         )
-        unit = "mean residual norms" if relative else "absolute"
+        unit = "displacements" if displaced else "mean residual norms"
+        unit = unit if relative else "absolute"
         table = Table(
             title=f"{found.concept.name}: answers by coefficient ({unit})",
             title_justify="left",

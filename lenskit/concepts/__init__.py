@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lenskit.concepts.choices import (
     BLOCKS,
+    TOKENS,
     among,
     choose_concepts,
     read_blocks,
@@ -34,6 +35,7 @@ __all__ = [
     "among",
     "spread",
     "BLOCKS",
+    "TOKENS",
     "Concept",
     "ConceptFile",
     "ConceptClass",

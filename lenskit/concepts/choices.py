@@ -9,7 +9,8 @@ from pathlib import Path
 from lenskit.concepts.concept import Concept, concepts
 from lenskit.concepts.reading import read_toml
 
-BLOCKS = re.compile(r"all|(top|bottom|random|from)[1-9]\d*|\d+(,\d+)*")
+BLOCKS = re.compile(r"all|increments|look|(top|bottom|random|from)[1-9]\d*|\d+(,\d+)*")
+TOKENS = re.compile(r"attention|each|look|-[1-9]\d*")
 
 
 def spread(name: str, number: int | None) -> list[Concept]:
@@ -84,23 +85,23 @@ def among(option: str, given: Iterable[str], known: Iterable[str]) -> tuple[str,
 
 
 def read_tokens(given: Iterable[str]) -> tuple[str, ...]:
-    """ "attention", "each", or offsets from the end such as "-1"."""
+    """ "attention", "each", "look", or offsets from the end such as "-1"."""
     given = tuple(dict.fromkeys(given))
     for one in given:
-        if not re.fullmatch(r"attention|each|-[1-9]\d*", one):
+        if not TOKENS.fullmatch(one):
             raise ValueError(
-                f"--token must be attention, each, or an offset such as -1; got {one!r}"
+                f"--token must be attention, each, look, or an offset such as -1; got {one!r}"
             )
     return given
 
 
 def read_blocks(given: Iterable[str]) -> tuple[str, ...]:
-    """ "all", "from1", "top4", "bottom4", "random4", or numbers such as "4,5,6"."""
+    """ "all", "from1", "increments", "look", "top4", "bottom4", "random4", or numbers "4,5,6"."""
     given = tuple(dict.fromkeys(given))
     for one in given:
         if not BLOCKS.fullmatch(one):
             raise ValueError(
-                "--blocks must be all, top4, bottom4, random4, from1 or numbers like 4,5,6; "
-                f"got {one!r}"
+                "--blocks must be all, top4, bottom4, random4, from1, increments, look or numbers "
+                f"like 4,5,6; got {one!r}"
             )
     return given

@@ -51,7 +51,7 @@ def to_layers(
         )
     number = len(vectors.directions)
     chosen = sorted(block_numbers("blocks", blocks, number)[blocks is None :])
-    scale = vectors.resid_norm if relative else torch.ones(number)
+    scale = vectors.unit if relative else torch.ones(number)
     scaled = (vectors.directions * (scale * coefficient)[:, None])[list(chosen)].float().cpu()
     if not bool(scaled.isfinite().all()):
         raise ValueError(

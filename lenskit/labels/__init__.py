@@ -5,6 +5,7 @@ from __future__ import annotations
 from lenskit.labels.activity import Activity, activity_labels, true_activity
 from lenskit.labels.attention import hard_labels, soft_labels
 from lenskit.labels.displacement import displacement_cosine
+from lenskit.labels.divergence import divergence_labels, next_token_divergence
 from lenskit.labels.following import (
     GRADED,
     auroc,
@@ -17,6 +18,7 @@ from lenskit.labels.gating import (
     explained_by_two_groups,
     gating_head,
     gating_labels,
+    gating_or_hard_labels,
     two_groups_p_value,
 )
 from lenskit.labels.named import LABELS, find_labels
@@ -30,11 +32,14 @@ __all__ = [
     "auroc",
     "aurocs",
     "displacement_cosine",
+    "divergence_labels",
     "explained_by_two_groups",
     "find_labels",
     "gating_head",
     "gating_labels",
+    "gating_or_hard_labels",
     "hard_labels",
+    "next_token_divergence",
     "rank_correlation",
     "rank_correlations",
     "soft_labels",

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lenskit.capture import Capture
+from lenskit.labels.attention import hard_labels
 from lenskit.selector import TokenSelection
 
 LEVEL = 0.05
@@ -91,6 +92,25 @@ def gating_labels(
             stacklevel=2,
         )
     return found.label[:, None].expand(-1, capture.layers).clone()
+
+
+def gating_or_hard_labels(
+    capture: Capture, tokens: TokenSelection | None = None
+) -> Float[Tensor, "prompt layer"]:
+    """``gating_labels`` where that head's attention falls into two groups, else hard labels.
+
+    So that labels follow activity where attention tells it, and claim nothing where it does not.
+
+    >>> labels = lk.gating_or_hard_labels(capture)
+    >>> labels.shape == (len(capture), capture.layers)
+    True
+    """
+    hard = hard_labels(capture, tokens)
+    try:
+        found = gating_head(capture)
+    except ValueError:
+        return hard  # no attention varies
+    return found.label[:, None].expand_as(hard).clone() if found.gates else hard
 
 
 def two_groups_p_value(

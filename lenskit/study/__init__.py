@@ -18,6 +18,7 @@ from lenskit.study.divergence import (
 from lenskit.study.edit_diagnosis import diagnose_edit
 from lenskit.study.engine import CellsFailed, Here, Pool, run_cells
 from lenskit.study.identity import identity
+from lenskit.study.look import Look, look
 from lenskit.study.pools import pool_of, workers_of
 from lenskit.study.run import distinct, finished, read_study, run_on_workers, run_study
 from lenskit.study.study import Study
@@ -41,6 +42,7 @@ __all__ = [
     "CellsFailed",
     "Here",
     "Key",
+    "Look",
     "Pool",
     "Row",
     "Study",
@@ -49,6 +51,7 @@ __all__ = [
     "experiments",
     "finished",
     "identity",
+    "look",
     "paired_differences",
     "read_study",
     "run_cells",

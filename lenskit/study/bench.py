@@ -18,10 +18,11 @@ from lenskit.concepts import Concept
 from lenskit.enrichment import Enrichment, enrich
 from lenskit.labels import find_labels
 from lenskit.prompts import PromptSet, build_prompts, with_separator
-from lenskit.recipes import Recipe
+from lenskit.recipes import INCREMENTS, Recipe
 from lenskit.selector import TokenSelection, find_tokens
+from lenskit.study.look import Look, look
 from lenskit.study.ways import Variant
-from lenskit.vectors import ConceptVectors, fit_vectors, split
+from lenskit.vectors import LEARNERS, ConceptVectors, fit_vectors, in_blocks, split
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,30 @@ class Workbench:
     def _vectors(self) -> dict[tuple, ConceptVectors]:
         return {}
 
+    @cached_property
+    def _same_labels(self) -> dict[str, Float[Tensor, "prompt layer"]]:
+        """Labels that are the same at every token."""
+        return {}
+
+    @cached_property
+    def _looks(self) -> dict[Variant, Look]:
+        return {}
+
+    def settled(self, variant: Variant) -> Variant:
+        """The variant with the token and blocks that a look at this concept chooses."""
+        if variant.settled:
+            return variant
+        asked = replace(variant, control="")
+        if asked not in self._looks:
+            self._looks[asked] = looked(asked, [self])
+        recipe = self._looks[asked].recipe
+        return replace(variant, token=recipe.token, blocks=recipe.blocks)
+
     def selection(self, token: str) -> TokenSelection:
         return find_tokens(self.capture, token)
 
     def blocks(self, spec: str) -> tuple[int, ...] | None:
-        if spec == "all":
+        if spec in ("all", INCREMENTS):
             return None
         if spec.startswith("from"):
             return tuple(range(int(spec.removeprefix("from")), self.model.cfg.n_layers))
@@ -81,6 +101,7 @@ class Workbench:
 
     def steering(self, variant: Variant) -> ConceptVectors | None:
         """The variant's vectors, zero at the blocks that it leaves alone; None: not steered."""
+        variant = variant if variant.still else self.settled(variant)
         vectors = self.vectors(variant)
         blocks = None if vectors is None else self.blocks(variant.blocks)
         if vectors is None or blocks is None:
@@ -91,20 +112,26 @@ class Workbench:
         """The variant's vectors at every block, fitted once for all that differ in blocks."""
         if variant.still:
             return None
-        key = (variant.token, variant.labels, variant.learner, variant.control)
+        added = variant.blocks == INCREMENTS
+        key = (variant.token, variant.labels, variant.learner, variant.control, added)
         if key not in self._vectors:
             self._vectors[key] = self._fit(variant)
         return self._vectors[key]
 
     def _fit(self, variant: Variant) -> ConceptVectors:
         learner = self.learners[variant.learner]()
+        added = variant.blocks == INCREMENTS
         if variant.control != "random vector":
             return fit_vectors(
                 self.capture,
                 variant.token,
                 partial(self._labels, variant),
                 learner=learner,
-                recipe=self.recipe,
+                # Those of one block are taken from those of all.
+                recipe=replace(
+                    self.recipe, token=variant.token, blocks=INCREMENTS if added else "all"
+                ),
+                model=self.model,
                 seed=self.seed,
                 progress=False,
             )
@@ -122,7 +149,14 @@ class Workbench:
         self, variant: Variant, captured: Capture, tokens: TokenSelection
     ) -> Float[Tensor, "prompt layer"]:
         """The variant's labels at a selection, shuffled alike for every one."""
-        labels = find_labels(captured, tokens, variant.labels)
+        if variant.labels == "soft":
+            labels = find_labels(captured, tokens, "soft")
+        else:
+            if variant.labels not in self._same_labels:
+                self._same_labels[variant.labels] = find_labels(
+                    captured, tokens, variant.labels, self.model
+                )
+            labels = self._same_labels[variant.labels]
         if variant.control == "shuffled labels":
             return _shuffled(labels, self._generator())
         if variant.control == "balanced shuffle":
@@ -130,17 +164,18 @@ class Workbench:
         return labels
 
 
-def in_blocks(
-    vectors: ConceptVectors, blocks: Sequence[int], said: object = None
-) -> ConceptVectors:
-    """The vectors at these blocks, zero at all others; ValueError for blocks that they have not."""
-    number = len(vectors)
-    if not blocks or not all(0 <= block < number for block in blocks):
-        said = list(blocks) if said is None else said
-        raise ValueError(f"blocks {said!r} must be among 0 to {number - 1} for this model")
-    kept = vectors.directions.new_zeros(vectors.directions.shape)
-    kept[list(blocks)] = 1
-    return replace(vectors, directions=vectors.directions * kept)
+def looked(variant: Variant, benches: Sequence[Workbench]) -> Look:
+    """The look that settles a variant's token and blocks, at the concepts of these benches."""
+    first = benches[0]
+    learner = variant.learner if variant.learner in LEARNERS else first.recipe.learner
+    recipe = replace(
+        first.recipe,
+        token=variant.token,
+        labels=variant.labels,
+        learner=learner,
+        blocks=variant.blocks,
+    )
+    return look(first.model, [one.capture for one in benches], recipe=recipe, seed=first.seed)
 
 
 def own_seed(concept: Concept, seed: int) -> int:

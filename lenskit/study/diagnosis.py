@@ -17,7 +17,6 @@ from lenskit.concepts import Concept
 from lenskit.generation import SteeringRow, generate_steered
 from lenskit.prompts import build_prompts
 from lenskit.scoring import Judge, as_verdict, likelihood_judge, repetition
-from lenskit.study.bench import in_blocks
 from lenskit.study.divergence import (
     Unsteered,
     calibrate,
@@ -25,7 +24,7 @@ from lenskit.study.divergence import (
     neutral_questions,
     unsteered,
 )
-from lenskit.vectors import ConceptVectors, fit_vectors
+from lenskit.vectors import ConceptVectors, fit_vectors, in_blocks
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -19,7 +19,7 @@ from torch import Tensor
 from lenskit._arguments import whole
 from lenskit._display import Displayed, count, quoted
 from lenskit.concepts import statement_prompt, statements
-from lenskit.generation import generate
+from lenskit.generation import Answer, generate
 from lenskit.intervention import Positions, intervene, window
 from lenskit.models import chat_ids, in_batches, pad_left, run_plain, using
 from lenskit.steering import intervention
@@ -107,7 +107,16 @@ def unsteered(
         raise ValueError(f"questions must be a list of at least one text, got {questions!r}")
     whole("max_new_tokens", max_new_tokens, 1)
     answers = generate(model, asked, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    prompts = chat_ids(model, [[{"role": "user", "content": each}] for each in asked])
+    plain = followed(model, asked, answers)
+    expected = log_probs_along(model, plain, batch_size, read=lambda row, own: own)
+    return Unsteered(asked, plain.ids, plain.lengths, tuple(expected))
+
+
+def followed(
+    model: TransformerBridge, questions: Sequence[str], answers: Sequence[Answer]
+) -> Unsteered:
+    """Questions with answers behind them, whoever wrote these; nothing is expected yet."""
+    prompts = chat_ids(model, [[{"role": "user", "content": each}] for each in questions])
     ids, lengths = [], []
     for own, mask, answer in zip(prompts.input_ids, prompts.attention_mask, answers, strict=True):
         prompt = own[mask.bool()].tolist()
@@ -115,9 +124,7 @@ def unsteered(
         written = answer.token_ids if answer.finished else answer.token_ids[:-1]
         ids.append((*prompt, *written))
         lengths.append(len(prompt))
-    plain = Unsteered(asked, tuple(ids), tuple(lengths), ())
-    expected = log_probs_along(model, plain, batch_size, read=lambda row, own: own)
-    return Unsteered(asked, plain.ids, plain.lengths, tuple(expected))
+    return Unsteered(tuple(questions), tuple(ids), tuple(lengths), ())
 
 
 def divergence(
@@ -256,6 +263,7 @@ class _Search:
 
 
 def _kl(p: Float[Tensor, "token vocab"], q: Float[Tensor, "token vocab"]) -> float:
+    """KL(p ‖ q) of log-probabilities, the mean over tokens, in nats."""
     chances = p.exp()
     gained = torch.where(chances > 0, chances * (p - q), 0.0)
     return float(gained.sum(dim=-1).mean())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lenskit.concepts import Concept
 from lenskit.models import model_fingerprint
 from lenskit.scoring import check_grammar_judge, grammar_judge
 from lenskit.study.answers import Cell, Settings, cell_key, check_concept, studied
+from lenskit.study.bench import Workbench, looked
 from lenskit.study.cells import SETTINGS, CellStore, Key, Row
 from lenskit.study.engine import CellsFailed, Here, Pool, Results, run_cells
 from lenskit.study.pools import workers_of
@@ -27,6 +28,8 @@ from lenskit.study.ways import Variant, warn_of_silence
 # Workers get so many groups each, so that none waits long for the last of another.
 _GROUPS_EACH = 4
 _MODEL: Key = ("model",)
+# At how many concepts, and prompts of each, a study looks that settles its recipe.
+_LOOKED, _PROMPTS = 6, 64
 
 
 def run_study(
@@ -41,11 +44,12 @@ def run_study(
     """Vectors of every variant for every concept, their answers over coefficients, judged.
 
     Variants, ``coefficients``, whether these are ``relative``, and ``learners`` are the
-    ``recipe``'s where they are not given (``lk.recipes``). ``prompts``: how many for a concept
-    (400). ``statements``: those of the prompts, where they are not the grammar's; fewer than
-    ``prompts`` make as many prompts. ``judge``: ``(concept, question, answer)`` -> a Verdict, a
-    bool, or a number from 0 to 1; by default that of the embedded grammar. ``max_new_tokens``
-    (50) of an answer, ``batch_size`` (256) answers at once, ``seed`` (0).
+    ``recipe``'s where they are not given (``lk.recipes``). A token or blocks that are to be looked
+    for (``recipe="lenskit"``) are settled once, on up to six of the concepts. ``prompts``: how many
+    for a concept (400). ``statements``: those of the prompts, where they are not the grammar's;
+    fewer than ``prompts`` make as many prompts. ``judge``: ``(concept, question, answer)`` -> a
+    Verdict, a bool, or a number from 0 to 1; by default that of the embedded grammar.
+    ``max_new_tokens`` (50) of an answer, ``batch_size`` (256) answers at once, ``seed`` (0).
 
     With ``out`` what is finished is kept in that folder, and a study that was stopped, or killed
     at any point, goes on from there and ends with the same table. A judge and learners are known
@@ -163,6 +167,18 @@ class _Asked:
         pairs = ((concept, way) for concept in self.concepts for way in self.variants)
         return {cell_key(*pair): pair for pair in pairs}
 
+    def settled(self, looks: Sequence[Row]) -> _Asked:
+        """With the token and blocks that were chosen by looks."""
+        found = {Variant(**row["variant"]): (row["token"], row["blocks"]) for row in looks}
+
+        def chosen(way: Variant) -> Variant:
+            if replace(way, control="") not in found:
+                return way
+            token, blocks = found[replace(way, control="")]
+            return replace(way, token=token, blocks=blocks)
+
+        return replace(self, variants=tuple(dict.fromkeys(map(chosen, self.variants))))
+
     def groups(self, workers: int) -> list[dict[Key, Cell]]:
         """So many concepts together as fill a batch; the same in every run with the same workers,
         so that what a resumed one computes has the batches that it would have had.
@@ -196,12 +212,13 @@ def _run(asked: _Asked, pool: Pool, out: str | Path | None, progress: bool) -> S
     said = CellStore(None, {})
     try:
         # This process may have no model, so a worker says which one it is, and whether it will do.
-        run_cells([{_MODEL: asked.concepts}], pool, said, progress=False)
+        run_cells([{_MODEL: asked}], pool, said, progress=False)
     except CellsFailed as error:
         raise error.failures[_MODEL].error from None
-    fingerprint = said.cells[_MODEL][0]["model"]
+    about, *looks = said.cells[_MODEL]
+    asked = asked.settled(looks)
     settings = {
-        "model": fingerprint,
+        "model": about["model"],
         "variants": [asdict(way) for way in asked.variants],
         "options": asked.settings.described(),
     }
@@ -214,10 +231,35 @@ def _run(asked: _Asked, pool: Pool, out: str | Path | None, progress: bool) -> S
 
 def _compute(settings: Settings, model: TransformerBridge, group: Mapping[Key, Any]) -> Results:
     if _MODEL in group:
+        asked = group[_MODEL]
         if settings.judge is grammar_judge:
-            check_grammar_judge(model, group[_MODEL])
-        return {_MODEL: [{"model": model_fingerprint(model)}]}
+            check_grammar_judge(model, asked.concepts)
+        return {_MODEL: [{"model": model_fingerprint(model)}, *_looks(asked, model)]}
     return studied(settings, model, group)
+
+
+def _looks(asked: _Asked, model: TransformerBridge) -> Iterator[Row]:
+    """What a look at some of the concepts chooses for each variant that waits for one."""
+    settings, number = asked.settings, len(asked.concepts)
+    open_ones = dict.fromkeys(replace(way, control="") for way in asked.variants if not way.settled)
+    if not open_ones:
+        return
+    most = min(number, _LOOKED)
+    benches = [
+        Workbench(
+            model,
+            asked.concepts[i * number // most],
+            min(settings.prompts, _PROMPTS),
+            settings.seed,
+            settings.learners,
+            settings.recipe,
+            settings.statements,
+        )
+        for i in range(most)
+    ]
+    for way in open_ones:
+        recipe = looked(way, benches).recipe
+        yield {"variant": asdict(way), "token": recipe.token, "blocks": recipe.blocks}
 
 
 def _opened(out: str | Path) -> tuple[CellStore, list[Variant]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +12,9 @@ from numbers import Real
 from typing import Any
 
 from lenskit._display import Displayed
-from lenskit.concepts import BLOCKS
+from lenskit.concepts import BLOCKS, TOKENS
 from lenskit.labels import LABELS
-from lenskit.recipes import DEFAULT, Recipe, find_recipe
+from lenskit.recipes import DEFAULT, INCREMENTS, LOOK, Recipe, find_recipe
 from lenskit.vectors import learners_of
 
 __all__ = ["COEFFICIENTS", "CONTROLS", "Variant", "settings_of", "variants", "warn_of_silence"]
@@ -32,12 +31,14 @@ class Variant(Displayed):
     """One way to make a concept vector and to apply it.
 
     ``token``: "attention" (Eq. 3), a fixed offset such as "-1", or "each": every closing token its
-    own vector, which is added there alone. ``labels``: "soft" (Eq. 4),
-    "hard", "gating" or "true activity" (of the embedded grammar). ``learner``: a key of the
+    own vector, which is added there alone. ``labels``: "soft" (Eq. 4), "hard", "gating",
+    "gating or hard", or "true activity" (of the embedded grammar). ``learner``: a key of the
     study's learners. ``blocks``: "all", "from1" (without the first), "top4", "bottom4", "random4"
-    by enrichment, or block numbers such as "4,5,6". ``control``: empty, one of ``CONTROLS``, or
-    "balanced shuffle" (as many high labels with the prefix as without). Raises ``ValueError`` for
-    anything else.
+    by enrichment, block numbers such as "4,5,6", or "increments": all, each with what those before
+    it do not carry yet (of a recipe whose unit is the displacement). A token or blocks of "look"
+    are chosen by a look at the model, once for a study (``lk.look``). ``control``: empty, one of
+    ``CONTROLS``, or "balanced shuffle" (as many high labels with the prefix as without). Raises
+    ``ValueError`` for anything else.
 
     >>> Variant(token="-1").labels
     'hard'
@@ -57,6 +58,11 @@ class Variant(Displayed):
             raise ValueError(f"learner must be the name of a learner, got {self.learner!r}")
         if self.control:
             _among("control", self.control, (*CONTROLS, BALANCED))
+
+    @property
+    def settled(self) -> bool:
+        """Whether token and blocks are known, and do not wait for a look at the model."""
+        return LOOK not in (self.token, self.blocks)
 
     @property
     def still(self) -> bool:
@@ -108,6 +114,11 @@ def settings_of(variants: Iterable[Variant] | Variant | None, options: Mapping[s
     made["learners"] = made.get("learners") or learners_of(recipe)
     for way in ways:
         _among("learner", way.learner, made["learners"])
+        if {LOOK, INCREMENTS} & {way.token, way.blocks} and recipe.unit != "displacement":
+            raise ValueError(
+                f"token {way.token!r} in blocks {way.blocks!r} needs a recipe whose unit is the "
+                f"displacement, and recipe {recipe.name!r} has {recipe.unit}; give recipe='lenskit'"
+            )
     if made.get("relative") is None:
         made["relative"] = recipe.relative
     made["coefficients"] = _coefficients(made.get("coefficients"), recipe)
@@ -168,9 +179,9 @@ def _choices(name: str, given: Any, default: Any) -> tuple:
 
 def _token(token: Any) -> str:
     text = str(token)
-    if isinstance(token, bool) or not re.fullmatch(r"attention|each|-[1-9]\d*", text):
+    if isinstance(token, bool) or not TOKENS.fullmatch(text):
         raise ValueError(
-            f"token must be 'attention', 'each', or an offset such as '-1'; got {token!r}"
+            f"token must be 'attention', 'each', 'look', or an offset such as '-1'; got {token!r}"
         )
     return text
 
@@ -181,8 +192,8 @@ def _blocks(blocks: Any) -> str:
         text = ",".join(map(str, blocks))
     if not BLOCKS.fullmatch(text) or len(set(text.split(","))) < len(text.split(",")):
         raise ValueError(
-            "blocks must be 'all', 'from1', 'top4', 'bottom4', 'random4' or numbers such as "
-            f"'4,5,6'; got {blocks!r}"
+            "blocks must be 'all', 'from1', 'increments', 'look', 'top4', 'bottom4', 'random4' or "
+            f"numbers such as '4,5,6'; got {blocks!r}"
         )
     return text
 

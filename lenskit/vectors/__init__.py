@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from lenskit.vectors.addends import Vectors, added, parts
 from lenskit.vectors.arithmetic import Combination, closing_of
+from lenskit.vectors.blocks import in_blocks, increments
 from lenskit.vectors.fitting import fit_vectors
 from lenskit.vectors.learner import Learner, split
 from lenskit.vectors.learners import LEARNERS, find_learner, learners_of
@@ -37,6 +38,8 @@ __all__ = [
     "fit_blocks",
     "find_learner",
     "fit_vectors",
+    "in_blocks",
+    "increments",
     "learners_of",
     "parts",
     "read_safetensors",

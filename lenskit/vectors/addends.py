@@ -55,7 +55,7 @@ def added(
             )
         if not (DEFAULT.relative if relative is None else relative):
             return part.directions
-        return part.directions * part.resid_norm.view(-1, *[1] * (len(shape) - 1))
+        return part.directions * part.unit[..., None]
     if relative:
         raise ValueError(
             "relative=True needs ConceptVectors, which know each block's mean residual norm; a "

@@ -17,8 +17,9 @@ from torch import Tensor
 from lenskit import __version__
 from lenskit._progress import Bars
 from lenskit.labels import find_labels
-from lenskit.recipes import Recipe, find_recipe
-from lenskit.selector import find_tokens
+from lenskit.recipes import INCREMENTS, Recipe, find_recipe
+from lenskit.selector import find_tokens, fixed_token
+from lenskit.vectors.blocks import in_blocks, increments
 from lenskit.vectors.learner import Direction, oriented, pearson, split
 from lenskit.vectors.learners import FitFunction, direction_of, find_learner
 from lenskit.vectors.rfm.grid import each_block
@@ -26,6 +27,8 @@ from lenskit.vectors.rfm.machine import RecursiveFeatureMachine
 from lenskit.vectors.storage import ConceptVectors
 
 if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
     from lenskit.capture import Capture
     from lenskit.selector import TokenSelection
 
@@ -40,6 +43,7 @@ def fit_vectors(
     *,
     learner: Any | FitFunction | str | None = None,
     recipe: Recipe | str | None = None,
+    model: TransformerBridge | None = None,
     seed: int = 0,
     validation: float = 0.2,
     max_validation: int = 256,
@@ -54,8 +58,8 @@ def fit_vectors(
     ``tokens``: a selection, a function of the capture that makes one, "attention" (Eq. 3) or an
     offset such as -1; or "each": a vector for every candidate token, learnt as if it were selected
     in all blocks, which ``steer`` adds at that token of a prompt and nowhere else.
-    ``labels``: "soft" (Eq. 4), "hard", a function of capture and selection, or numbers, one for
-    each prompt or [prompt, layer].
+    ``labels``: a name ("soft" (Eq. 4), "hard", "gating or hard" …), a function of capture and
+    selection, or numbers, one for each prompt or [prompt, layer].
     ``learner``: a name in ``LEARNERS``; an estimator whose ``fit`` takes ``X, y`` or ``X, y,
     X_val, y_val`` and leaves ``direction_`` or ``coef_``, which is cloned for every block and gets
     ``seed`` as its ``random_state`` if it has one that is None; or a function
@@ -64,9 +68,16 @@ def fit_vectors(
     covariance with the labels, which for hard labels is the mean difference; ``recipe="paper"``
     has soft labels and RFM, and gives raw rows to other learners (``lk.recipes`` says why).
 
+    A recipe that names its blocks by number, such as one that ``lk.look`` has settled, leaves the
+    vectors of all others zero; one that adds increments, or has labels by "divergence", needs the
+    ``model``. Where its unit is the
+    displacement, the vectors know how far the stream moves along each direction from label 0 to
+    label 1: the slope of the projection on it.
+
     Raises ``ValueError`` naming the block for activations that are not finite or all zero, for
     labels that are not finite, for training or validation labels that are all equal, and where
-    the learner finds no direction; and for a selection among other candidates or blocks.
+    the learner finds no direction; for a selection among other candidates or blocks; and for a
+    recipe that is still to look at the model, or adds increments and is given no model.
 
     >>> lk.fit_vectors(capture, learner="ridge", progress=False).learner
     'Ridge()'
@@ -77,6 +88,26 @@ def fit_vectors(
     True
     """
     recipe = find_recipe(recipe)
+    recipe.require_settled()
+    if recipe.blocks == INCREMENTS:
+        if model is None:
+            raise ValueError(
+                f"recipe {recipe.name!r} adds increments, which are measured on the model; give "
+                "model=model"
+            )
+        whole = fit_vectors(
+            capture,
+            tokens,
+            labels,
+            learner=learner,
+            recipe=replace(recipe, blocks="all"),
+            model=model,
+            seed=seed,
+            validation=validation,
+            max_validation=max_validation,
+            progress=progress,
+        )
+        return increments(model, capture, whole)
     learner = find_learner(learner, recipe)
     if not 0 < validation < 1:
         raise ValueError(
@@ -85,6 +116,10 @@ def fit_vectors(
     if max_validation < 2:
         raise ValueError(f"max_validation must be 2 prompts or more, got {max_validation!r}")
     tokens = recipe.token if tokens is None else tokens
+    labels = recipe.labels if labels is None else labels
+    if isinstance(labels, str) and labels != "soft":
+        # Those of Eq. 4 alone depend on the token.
+        labels = find_labels(capture, fixed_token(capture), labels, model)
     if isinstance(tokens, str) and tokens == "each":
         places = len(capture.candidates)
         alone = [
@@ -103,7 +138,7 @@ def fit_vectors(
         ]
         return _joined(capture, alone)
     tokens = find_tokens(capture, tokens)
-    labels = find_labels(capture, tokens, recipe.labels if labels is None else labels)
+    labels = find_labels(capture, tokens, labels)
     shape = capture.resid_post.shape[:2]
     unit = recipe.unit_rows == "all" or isinstance(learner, RecursiveFeatureMachine)
     prompts, layers = shape
@@ -114,7 +149,7 @@ def fit_vectors(
         *(_rows(capture, tokens, layer, unit) for layer in range(layers)), strict=True
     )
     X = torch.stack(rows)
-    directions, scores = [], []
+    directions, scores, moved = [], [], []
     with Bars(disable=not progress) as bar:
         task = bar.add_task("Fitting vectors", total=layers)
         for layer, found in enumerate(_directions(learner, X, y, train, seed)):
@@ -123,8 +158,9 @@ def fit_vectors(
             directions.append(direction)
             held_out = X[layer, train:].numpy() @ direction
             scores.append(abs(pearson(held_out, y[layer, train:].numpy())))
+            moved.append(_displacement(capture, tokens, layer, y[layer], direction))
             bar.advance(task)
-    return ConceptVectors(
+    made = ConceptVectors(
         directions=torch.from_numpy(np.stack(directions)).float(),
         validation=torch.tensor(scores),
         resid_norm=torch.stack(norms),
@@ -135,13 +171,17 @@ def fit_vectors(
         labels="hard" if bool(((labels == 0) | (labels == 1)).all()) else "soft",
         data_hash=_data_hash(capture, labels),
         version=__version__,
+        displacement=torch.stack(moved) if recipe.unit == "displacement" else None,
     )
+    chosen = recipe.blocks_of(layers) if recipe.blocks[0].isdecimal() else None
+    return made if chosen is None else in_blocks(made, chosen)
 
 
 def _joined(capture: Capture, alone: Sequence[ConceptVectors]) -> ConceptVectors:
     """Vectors of every candidate token from those of each."""
     ids = capture.prompts.tokens.input_ids[0, -len(alone) :]
     hashes = "".join(one.data_hash for one in alone)
+    moved = [one.displacement for one in alone if one.displacement is not None]
     return replace(
         alone[-1],
         directions=torch.stack([one.directions for one in alone], dim=1),
@@ -151,6 +191,7 @@ def _joined(capture: Capture, alone: Sequence[ConceptVectors]) -> ConceptVectors
         data_hash=hashlib.sha256(hashes.encode()).hexdigest(),
         candidates=tuple(capture.candidates),
         closing=tuple(ids.tolist()),
+        displacement=torch.stack(moved, dim=1) if moved else None,
     )
 
 
@@ -169,6 +210,23 @@ def _rows(
     # Over all candidates, so that relative coefficients mean the same whichever token is selected.
     rows = states / norms[:, None] if unit else states
     return rows, capture.resid_post[:, layer].float().norm(dim=-1).mean()
+
+
+def _displacement(
+    capture: Capture,
+    tokens: TokenSelection,
+    layer: int,
+    y: Float[Tensor, " prompt"],
+    direction: Direction,
+) -> Float[Tensor, ""]:
+    """How far the stream moves along the direction from label 0 to label 1.
+
+    The slope of the projection on it by least squares; of hard labels the difference of the means.
+    """
+    states = capture.resid_post[:, layer, int(tokens.index[layer])].double()
+    along = states @ torch.from_numpy(direction).double()
+    centred = y - y.mean()
+    return (centred @ along / (centred @ centred)).abs().float()
 
 
 def _check_labels(y: Float[Tensor, "layer prompt"], train: int) -> None:

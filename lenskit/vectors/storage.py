@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
 FORMAT = "lenskit-concept-vectors"
 # Files of version 1 have no checksum, and are still read; only those with a direction for each
-# closing token are of version 3.
-FORMAT_VERSION, CLOSING_VERSION = "2", "3"
+# closing token are of version 3, and only those with displacements of version 4.
+FORMAT_VERSION, CLOSING_VERSION, DISPLACED_VERSION = "2", "3", "4"
 LARGEST = 2**32
 UNIT = 1e-3
 TENSORS = ("directions", "validation", "resid_norm")
+DISPLACEMENT = "displacement"
 TEXTS = ("model", "learner", "selection", "labels", "data_hash", "version")
 
 
@@ -47,7 +48,9 @@ class ConceptVectors(Arithmetic, Displayed):
     relative coefficients. ``model``: fingerprint of the model. ``data_hash``: SHA-256 of token
     ids, mask and labels. ``version``: of lenskit. ``candidates`` and ``closing``: texts and token
     ids of the closing tokens, where each has a direction of its own, which ``steer`` adds there
-    and nowhere else (``fit_vectors(capture, "each")``).
+    and nowhere else (``fit_vectors(capture, "each")``). ``displacement``: how far the prefix moves
+    the stream along each direction; where it is given (recipe "lenskit"), it is the unit of
+    relative coefficients instead, and the closing tokens keep their relative lengths.
 
     ``len(v)`` is the number of blocks and ``v[layer]`` a block's direction. ``2 * v``, ``-v``,
     ``v / 2``, ``v + w`` and ``v - w`` are combinations that ``steer`` takes.
@@ -71,6 +74,7 @@ class ConceptVectors(Arithmetic, Displayed):
     version: str
     candidates: tuple[str, ...] = ()
     closing: tuple[int, ...] = ()
+    displacement: Float[Tensor, "layer *candidate"] | None = None
 
     def __post_init__(self) -> None:
         shape, places = tuple(self.directions.shape), len(self.closing)
@@ -84,7 +88,10 @@ class ConceptVectors(Arithmetic, Displayed):
             raise ValueError(
                 f"directions must be {axes} with {places or 'no'} closing tokens, got shape {shape}"
             )
-        for name, wanted in (("validation", shape[:-1]), ("resid_norm", shape[:1])):
+        tensors = {"validation": shape[:-1], "resid_norm": shape[:1]}
+        if self.displacement is not None:
+            tensors[DISPLACEMENT] = shape[:-1]
+        for name, wanted in tensors.items():
             if tuple(getattr(self, name).shape) != wanted:
                 raise ValueError(
                     f"{name} must have one entry for each of the {len(self.directions)} blocks"
@@ -100,6 +107,10 @@ class ConceptVectors(Arithmetic, Displayed):
         best = f"; best in block {int(known.argmax())}" if bool((known >= 0).any()) else ""
         shown = super()._rows()
         del shown["closing"]
+        if self.displacement is None:
+            del shown[DISPLACEMENT]
+        else:
+            shown[DISPLACEMENT] = f"the unit, {spread(self.displacement.flatten().tolist())}"
         if self.closing:
             shown["candidates"] = f"a direction each: {quoted(self.candidates)}"
         else:
@@ -114,6 +125,14 @@ class ConceptVectors(Arithmetic, Displayed):
     def terms(self) -> Terms:  # type: ignore[override]
         """The vectors as a sum of one, with weight 1."""
         return ((self, 1.0),)
+
+    @property
+    def unit(self) -> Float[Tensor, "layer *candidate"]:
+        """The length that a relative coefficient of 1 adds along each direction."""
+        if self.displacement is not None:
+            return self.displacement
+        axes = self.directions.shape[1:-1]
+        return self.resid_norm.view(-1, *[1] * len(axes)).expand(-1, *axes)
 
     def check_model(self, model: TransformerBridge) -> None:
         """Raise ``ValueError`` unless the vectors were made with this model."""
@@ -131,7 +150,8 @@ class ConceptVectors(Arithmetic, Displayed):
 
         A checksum of all that is among it. Raises ``ValueError`` for what ``load`` would refuse.
         """
-        tensors = {name: getattr(self, name).float().cpu().contiguous() for name in TENSORS}
+        names = (*TENSORS, DISPLACEMENT) if self.displacement is not None else TENSORS
+        tensors = {name: getattr(self, name).float().cpu().contiguous() for name in names}
         _check_values(tensors)
         metadata = {name: getattr(self, name) for name in TEXTS}
         metadata |= {"format": FORMAT, "format_version": FORMAT_VERSION}
@@ -140,6 +160,8 @@ class ConceptVectors(Arithmetic, Displayed):
             metadata |= {
                 name: json.dumps(getattr(self, name)) for name in ("candidates", "closing")
             }
+        if self.displacement is not None:
+            metadata["format_version"] = DISPLACED_VERSION
         metadata["concept"] = json.dumps(asdict(self.concept))
         metadata["checksum"] = checksum(tensors, metadata)
         save_file(tensors, path, metadata=metadata)
@@ -161,21 +183,25 @@ class ConceptVectors(Arithmetic, Displayed):
                 f"{metadata.get('format')!r}, not {FORMAT!r})"
             )
         version = metadata.get("format_version")
-        if version not in ("1", FORMAT_VERSION, CLOSING_VERSION):
+        if version not in ("1", FORMAT_VERSION, CLOSING_VERSION, DISPLACED_VERSION):
             raise ValueError(
                 f"{path} has format version {version!r}; this lenskit reads versions 1 to "
-                f"{CLOSING_VERSION}"
+                f"{DISPLACED_VERSION}"
             )
         if version != "1" and metadata.pop("checksum", None) != checksum(tensors, metadata):
             raise ValueError(f"{path} is damaged: it is not what its checksum was made of")
-        missing = [name for name in TENSORS if name not in tensors]
-        own = ("candidates", "closing") if version == CLOSING_VERSION else ()
+        wanted = (*TENSORS, DISPLACEMENT) if version == DISPLACED_VERSION else TENSORS
+        missing = [name for name in wanted if name not in tensors]
+        placed = version == CLOSING_VERSION or (
+            version == DISPLACED_VERSION and "closing" in metadata
+        )
+        own = ("candidates", "closing") if placed else ()
         missing += [name for name in (*TEXTS, "concept", *own) if name not in metadata]
         if missing:
             raise ValueError(f"{path} lacks {', '.join(missing)}")
         try:
             _check_values(tensors)
-            fields: dict[str, Any] = {name: tensors[name].float() for name in TENSORS}
+            fields: dict[str, Any] = {name: tensors[name].float() for name in wanted}
             fields |= {name: metadata[name] for name in TEXTS}
             if own:
                 fields |= {name: tuple(json.loads(metadata[name])) for name in own}
@@ -222,10 +248,11 @@ def checksum(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
 
 def _check_values(tensors: Mapping[str, Tensor]) -> None:
     """Raise ValueError that names the blocks whose directions or norms cannot be meant."""
-    for name in TENSORS:
-        if not tensors[name].is_floating_point():
+    for name in (*TENSORS, DISPLACEMENT):
+        if name in tensors and not tensors[name].is_floating_point():
             raise ValueError(f"{name} must be of floats, got {tensors[name].dtype}")
     directions, norms = tensors["directions"].double(), tensors["resid_norm"]
+    moved = tensors.get(DISPLACEMENT, norms)
     sizes = directions.norm(dim=-1)
     wrong = {
         "directions that are not finite": ~directions.isfinite().all(dim=-1),
@@ -233,6 +260,7 @@ def _check_values(tensors: Mapping[str, Tensor]) -> None:
             ((sizes - 1).abs() > UNIT) & (sizes > 0)
         ),
         "residual norms that are negative or not finite": ~(norms.isfinite() & (norms >= 0)),
+        "displacements that are negative or not finite": ~(moved.isfinite() & (moved >= 0)),
         "validation that is no correlation": tensors["validation"].abs() > 1 + UNIT,
     }
     for what, each in wrong.items():

@@ -471,7 +471,7 @@ def test_other_files_are_refused(tmp_path):
             ConceptVectors.load(path)
 
     refuses("holds no concept vectors", tensors, {})
-    refuses("format version '4'", tensors, metadata | {"format_version": "4"})
+    refuses("format version '9'", tensors, metadata | {"format_version": "9"})
     refuses("is damaged: it is not what its checksum", tensors, metadata | {"learner": "other"})
     refuses("is damaged: it is not what its checksum", tensors | {"more": torch.ones(1)}, metadata)
     del metadata["checksum"]

@@ -24,6 +24,7 @@ from lenskit.study.experiments.motif_bench import motif_model
 from lenskit.study.experiments.motifs import Motifs, train_motifs
 from lenskit.study.experiments.open_prefix import open_prefix
 from lenskit.study.experiments.proxy import proxy
+from lenskit.study.experiments.recipe import recipe
 from lenskit.study.experiments.result import Experiment
 from lenskit.study.experiments.setting import Setting
 from lenskit.study.experiments.sizes import model_folders, sizes, trained_on
@@ -43,6 +44,7 @@ EXPERIMENTS: Mapping[str, Callable[..., Experiment]] = MappingProxyType(
         "cost": cost,
         "failures": failures,
         "open-prefix": open_prefix,
+        "recipe": recipe,
     }
 )
 """Every experiment on one model, by the name that ``lenskit experiment`` knows it by.
@@ -69,6 +71,7 @@ __all__ = [
     "motif_model",
     "open_prefix",
     "proxy",
+    "recipe",
     "sizes",
     "tokens",
     "train_motifs",

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from lenskit.capture import Capture, capture
+from lenskit.recipes import Recipe
 from lenskit.study.bench import Workbench
-from lenskit.vectors import ConceptVectors
+from lenskit.vectors import ConceptVectors, learners_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Bench(Workbench):
         return capture(self.model, self._prompts(self._even(200), "paired"), progress=False)
 
     @cached_property
+    def _others(self) -> dict[Recipe, Bench]:
+        return {}
+
+    @cached_property
     def _benches(self) -> dict[int, Bench]:
         return {}
 
@@ -41,6 +46,23 @@ class Bench(Workbench):
             vars(made)["capture"] = self.capture.rows(range(prompts))
             self._benches[prompts] = made
         return self._benches[prompts]
+
+    def of(self, recipe: Recipe | None) -> Bench:
+        """The same with another recipe; itself for its own, or for ``None``."""
+        if recipe is None or recipe == self.recipe:
+            return self
+        if recipe not in self._others:
+            made = replace(
+                self,
+                recipe=recipe,
+                learners=learners_of(recipe),
+                coefficients={},
+                made={},
+            )
+            if recipe.separator == self.recipe.separator:
+                vars(made)["capture"] = self.capture
+            self._others[recipe] = made
+        return self._others[recipe]
 
     def fresh(self) -> Bench:
         """The same capture on a bench on which nothing is fitted yet."""

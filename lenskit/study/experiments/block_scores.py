@@ -14,10 +14,10 @@ from torch import Tensor
 
 from lenskit.enrichment import Null, enrich
 from lenskit.models import using
-from lenskit.study.bench import in_blocks, own_seed
+from lenskit.study.bench import own_seed
 from lenskit.study.experiments.bench import Bench
 from lenskit.study.ways import Variant
-from lenskit.vectors import ConceptVectors
+from lenskit.vectors import ConceptVectors, in_blocks
 
 BlockScore = Callable[[Bench], Float[Tensor, " layer"]]
 

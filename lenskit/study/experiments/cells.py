@@ -21,7 +21,7 @@ from lenskit.study.divergence import Calibration, calibrate, unsteered
 from lenskit.study.engine import Failure, Results, failure
 from lenskit.study.experiments.bench import Bench
 from lenskit.study.experiments.setting import Setting
-from lenskit.study.experiments.ways import ANOTHER, Way, steered_blocks
+from lenskit.study.experiments.ways import ANOTHER, Way, sharing, steered_blocks
 from lenskit.study.identity import identity
 from lenskit.vectors import LEARNERS, ConceptVectors
 
@@ -212,7 +212,7 @@ def _totals(
         return [(0.0, True)]
     found = [(way.factor * total, False) for total in setting.coefficients]
     if calibrated is not None and calibrated.reached:
-        found.append((way.factor * calibrated.coefficient * steered_blocks(vectors), True))
+        found.append((way.factor * calibrated.coefficient * sharing(vectors), True))
     return found
 
 
@@ -224,7 +224,7 @@ def _rows(
 ) -> list[SteeringRow]:
     concept = bench.concept
     prefix = concept.prefix if way.prefixed else ""
-    blocks = 1 if vectors is None else steered_blocks(vectors)
+    blocks = 1 if vectors is None else sharing(vectors)
     return [
         SteeringRow(question, vectors, total / blocks, prefix, positions=way.positions)
         for (total, _), question in product(totals, concept.questions)

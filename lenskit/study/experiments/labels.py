@@ -44,7 +44,9 @@ def labels(
     """
     options = {"prompts": max(numbers)} | options
     with begun("labels", model, concepts, options) as run:
-        kinds = [each for each in LABELS if run.setting.exact or each != "true activity"]
+        # "gating or hard" is one of these two for each concept.
+        left_out = {"gating or hard"} if run.setting.exact else {"gating or hard", "true activity"}
+        kinds = [each for each in LABELS if each not in left_out]
         kinds.sort(key=lambda kind: kind != "hard")
         most = run.setting.prompts
         counts = sorted({min(number, most) for number in numbers} | {most}, reverse=True)

@@ -10,10 +10,10 @@ import torch
 
 from lenskit._display import Displayed
 from lenskit.intervention import Positions
-from lenskit.study.bench import in_blocks
+from lenskit.recipes import Recipe
 from lenskit.study.experiments.bench import Bench
 from lenskit.study.ways import Variant
-from lenskit.vectors import ConceptVectors, fit_vectors
+from lenskit.vectors import ConceptVectors, fit_vectors, in_blocks
 
 Make = Callable[[Bench], ConceptVectors | None]
 ANOTHER = "another concept's vector"
@@ -47,23 +47,28 @@ class Way(Displayed):
 class Fitted:
     """Vectors as a study's variant makes them, from the first ``prompts`` prompts or from all.
 
-    ``learner``: makes one of one's own, instead of the variant's.
+    ``learner``: makes one of one's own, instead of the variant's. ``recipe``: another one than the
+    experiment's. ``lengths``: whether displacements are the unit, where the recipe has them.
     """
 
     variant: Variant = field(default_factory=Variant)
     prompts: int | None = None
     learner: Callable[[], object] | None = None
+    recipe: Recipe | None = None
+    lengths: bool = True
 
     def __call__(self, bench: Bench) -> ConceptVectors | None:
-        bench = bench.few(self.prompts)
+        bench = bench.of(self.recipe).few(self.prompts)
         if self.learner is None:
-            return bench.steering(self.variant)
+            made = bench.steering(self.variant)
+            return made if self.lengths or made is None else replace(made, displacement=None)
         vectors = fit_vectors(
             bench.capture,
             self.variant.token,
             self.variant.labels,
             learner=self.learner(),
             recipe=bench.recipe,
+            model=bench.model,
             seed=bench.seed,
             progress=False,
         )
@@ -83,7 +88,9 @@ class OfAnother:
         return self.make(bench.other)
 
 
-def controls(variant: Variant | None = None, *, several: bool = True) -> tuple[Way, ...]:
+def controls(
+    variant: Variant | None = None, *, several: bool = True, recipe: Recipe | None = None
+) -> tuple[Way, ...]:
     """The controls of a variant, by default the recipe's.
 
     Nothing added, the prefix in the prompt, a random vector, shuffled labels and, where there are
@@ -94,13 +101,18 @@ def controls(variant: Variant | None = None, *, several: bool = True) -> tuple[W
         Way("unsteered", control="unsteered"),
         Way("prefix in the prompt", prefixed=True, control="prompted"),
         *(
-            Way(name, Fitted(replace(own, control=name)), control=name)
+            Way(name, Fitted(replace(own, control=name), recipe=recipe), control=name)
             for name in ("random vector", "shuffled labels")
         ),
     ]
     if several:
-        found.append(Way(ANOTHER, OfAnother(Fitted(own)), control=ANOTHER))
+        found.append(Way(ANOTHER, OfAnother(Fitted(own, recipe=recipe)), control=ANOTHER))
     return tuple(found)
+
+
+def sharing(vectors: ConceptVectors) -> int:
+    """How many blocks share a coefficient; those of a displacement need not, each has its own."""
+    return steered_blocks(vectors) if vectors.displacement is None else 1
 
 
 def steered_blocks(vectors: ConceptVectors) -> int:
