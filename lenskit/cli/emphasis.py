@@ -47,9 +47,8 @@ def emphasis(
 
         logging.disable_progress_bar()
         numbers = {"number": prompts, "samples": samples, "steps": steps, "seed": seed}
-        sizes = lk.emphasis.Sizes(
-            **{k: number for k, number in numbers.items() if number is not None}
-        )
+        given: dict[str, Any] = {size: n for size, n in numbers.items() if n is not None}
+        sizes = lk.emphasis.Sizes(**given)
         options: dict[str, Any] = {"out": out, "batch_size": batch_size, "progress": terminal()}
         if other is not None:
             options["other"] = lk.load_model(other, device=device)
