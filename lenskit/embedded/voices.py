@@ -44,7 +44,7 @@ NEUTRAL_SHARE = 0.12
 # Questions of a class that no prefix is of, whose answer is neutral. Few: a test question is of
 # the concept's own class.
 ELSEWHERE_SHARE = 0.15
-TWO_VOICES_SHARE = 0.35  # carried and voiced statements with two concepts: sums of two vectors
+TWO_VOICES_SHARE = 0.45  # carried and voiced statements with two concepts: sums of two vectors
 # Second turns of carried dialogues that are questions, by the number of voices: a question asks
 # one of a pair only.
 QUESTION_SHARE = {1: 0.5, 2: 0.3}
