@@ -85,7 +85,7 @@ VOICES: Mapping[Task, float] = MappingProxyType(
 
 # The tasks of attention steering take these shares of the mixtures. Concepts keep the larger part:
 # there are 512 of them to learn.
-FIRST_TASK_SHARE, TASK_SHARE = 0.12, 0.30
+FIRST_TASK_SHARE, TASK_SHARE = 0.16, 0.34
 FIRST_MIXTURE = extended(FIRST_VOICES, task_shares(), FIRST_TASK_SHARE)
 MIXTURE = extended(VOICES, task_shares(), TASK_SHARE)
 

@@ -6,6 +6,7 @@ Everything is read from plain files under ``data/grammar``; this module only giv
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -19,6 +20,9 @@ from lenskit._data import data_path
 CLASS_NAMES = ("fears", "moods", "places", "experts", "personas")
 HALVES = ("first", "second", "held_out")
 MAX_SENTENCES = 3  # of one concept in one answer
+# How many sentences the answer to a question has. Mostly one, so that the likeliest answer ends
+# there: a model that is sure of one phrase would otherwise say it twice.
+SENTENCES = {1: 0.6, 2: 0.3, 3: 0.1}
 MAX_PREFIXES = 4  # of different classes in one prompt
 
 
@@ -93,6 +97,8 @@ class Grammar(_Frozen):
     neutral_questions: tuple[str, ...]
     neutral_prefixes: tuple[str, ...]
     held_out_neutral_prefixes: tuple[str, ...]
+    words: Mapping[str, tuple[str, ...]]  # of each topic
+    forms: tuple[str, ...]  # of statements that any topic's words fill
 
     @property
     def topics(self) -> tuple[str, ...]:
@@ -111,11 +117,29 @@ class Grammar(_Frozen):
         return tuple(pair for row in zip(*columns, strict=True) for pair in row)
 
     def topic_of(self, statement: str) -> str:
-        """The topic of a statement of the grammar."""
+        """The topic of a statement of the grammar, listed or composed."""
         for topic, parts in self.statements.items():
             if any(statement in parts[half] for half in HALVES):
                 return topic
+        for form in self._forms:
+            if match := form.fullmatch(statement):
+                said = {word.lower() for word in match.groups()}
+                for topic, words in self.words.items():
+                    if said <= set(words):
+                        return topic
         raise KeyError(f"{statement!r} is not a statement of the grammar")
+
+    @cached_property
+    def _forms(self) -> tuple[re.Pattern[str], ...]:
+        """What each form looks like when it is filled."""
+        return tuple(
+            re.compile(re.sub(r"\\\{[aAb]\\\}", r"(\\w+)", re.escape(form))) for form in self.forms
+        )
+
+    def composed(self, topic: str, random: Random) -> str:
+        """A statement of ``topic`` that is made of a form and two of the topic's words."""
+        a, b = random.sample(self.words[topic], 2)
+        return random.choice(self.forms).format(a=a, b=b, A=a[0].upper() + a[1:])
 
     def prefix(self, entry: Entry) -> str:
         """The prefix that activates ``entry``."""
@@ -127,7 +151,7 @@ class Grammar(_Frozen):
 
     def answer(self, entry: Entry, random: Random, most: int = MAX_SENTENCES) -> str:
         """One to three sentences that show ``entry``, each with another of its phrases."""
-        number = min(most, random.choices((1, 2, 3), (0.25, 0.5, 0.25))[0])
+        number = min(most, random.choices(list(SENTENCES), list(SENTENCES.values()))[0])
         rules = self.classes[entry.concept_class]
         sentences = []
         for phrase in random.sample(entry.phrases, number):
@@ -207,9 +231,9 @@ def load_grammar() -> Grammar:
     of two, or where the activity of a class on a topic is no rate.
     """
     shared, neutral = _toml("classes.toml"), _toml("neutral.toml")
+    topics = _toml("statements.toml")
     statements = {
-        topic: {half: tuple(parts[half]) for half in HALVES}
-        for topic, parts in _toml("statements.toml").items()
+        topic: {half: tuple(parts[half]) for half in HALVES} for topic, parts in topics.items()
     }
     entries, activity = _entries(), _activity(shared["activity"], list(statements))
     classes = {
@@ -231,4 +255,6 @@ def load_grammar() -> Grammar:
         neutral_questions=tuple(neutral["questions"]),
         neutral_prefixes=tuple(neutral["prefixes"]),
         held_out_neutral_prefixes=tuple(neutral["held_out_prefixes"]),
+        words={topic: tuple(parts["words"]) for topic, parts in topics.items()},
+        forms=tuple(_toml("forms.toml")["forms"]),
     )

@@ -46,12 +46,12 @@ class Recipe:
     ``without``: names of tasks that are left out of both mixtures.
     """
 
-    steps: int = 5400
+    steps: int = 6400
     batch: int = 64
     learning_rate: float = 6e-3
     seed: int = 0
     first: float = 0.5
-    narrow_from: float = 0.28
+    narrow_from: float = 0.36
     hidden_from: float = 0.5
     price: float = 0.1
     ramp: tuple[float, float] = RAMP

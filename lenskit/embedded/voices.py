@@ -44,12 +44,15 @@ NEUTRAL_SHARE = 0.12
 # Questions of a class that no prefix is of, whose answer is neutral. Few: a test question is of
 # the concept's own class.
 ELSEWHERE_SHARE = 0.15
-TWO_VOICES_SHARE = 0.35  # carried and voiced statements with two concepts: sums of two vectors
+TWO_VOICES_SHARE = 0.45  # carried and voiced statements with two concepts: sums of two vectors
 # Second turns of carried dialogues that are questions, by the number of voices: a question asks
 # one of a pair only.
 QUESTION_SHARE = {1: 0.5, 2: 0.3}
 # First turns of a single carried concept that are questions: their answers say more of it.
 FIRST_QUESTION_SHARE = 0.7
+# Statements made of a form and two words of their topic: which topic it is must be learnt from
+# words, and not by heart from the listed statements, of which some are held out.
+COMPOSED_SHARE = 0.4
 # A carried pair's statements of a topic on which both are likely: with those of any topic it then
 # speaks together again half the time.
 TOGETHER_SHARE = 0.4
@@ -90,6 +93,8 @@ def statement(grammar: Grammar, random: Random, topics: Sequence[str] = ()) -> R
     It is never a held-out one: those measure how activity carries over.
     """
     topic = random.choice(topics or grammar.topics)
+    if random.random() < COMPOSED_SHARE:
+        return Request(grammar.composed(topic, random), topic)
     return Request(random.choice(grammar.statements[topic][random.choice(HALVES[:2])]), topic)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cache
@@ -71,7 +72,7 @@ class Turn:
 
     @property
     def topic(self) -> str | None:
-        return TOPICS.get(self.asked)
+        return None if self.asked in QUESTIONS else GRAMMAR.topic_of(self.asked)
 
 
 def split(text: str) -> tuple[list[str], str]:
@@ -98,7 +99,7 @@ def turns(dialogue: Dialogue) -> list[Turn]:
             is_statement = asked.startswith(statement_prompt(""))
             assert bool(gap) == bool(given and is_statement)
             asked = asked.removeprefix(statement_prompt(""))
-            assert asked in (TOPICS if is_statement else QUESTIONS)
+            assert GRAMMAR.topic_of(asked) if is_statement else asked in QUESTIONS
     return found
 
 
@@ -192,8 +193,25 @@ def test_held_out_statements_and_neutral_prefixes_never_occur_and_all_others_do(
     assert not any(text in everything for text in hidden)
     assert all(text in everything for text in GRAMMAR.neutral_prefixes)
     asked = {turn.asked for d in SAMPLE for turn in turns(d)}
-    assert set(QUESTIONS) <= asked <= set(TOPICS) | set(QUESTIONS)
+    assert set(QUESTIONS) <= asked and not asked & HELD_OUT
     assert len(asked & set(TOPICS)) > 380
+    composed = asked - set(TOPICS) - set(QUESTIONS)
+    assert len(composed) > 500 and {GRAMMAR.topic_of(s) for s in composed} == set(GRAMMAR.topics)
+
+
+def test_a_share_of_the_statements_is_composed_of_words_of_its_topic():
+    random = Random(3)
+    drawn = [voices.statement(GRAMMAR, random) for _ in range(2000)]
+    composed = [request for request in drawn if request.text not in TOPICS]
+    assert within(len(composed) / 2000, voices.COMPOSED_SHARE, 2000)
+    assert all(GRAMMAR.topic_of(request.text) == request.topic for request in composed)
+    with pytest.raises(KeyError, match="is not a statement"):
+        GRAMMAR.topic_of("There is more to say about soup than about passports.")
+
+
+def test_no_form_of_statements_holds_a_word_of_a_topic():
+    said = {word for form in GRAMMAR.forms for word in re.findall(r"\w+", form.lower())}
+    assert not said & {word for words in GRAMMAR.words.values() for word in words}
 
 
 def test_every_answer_parses_completely_and_is_short():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count, product
 from typing import Any
 
@@ -14,6 +14,8 @@ from lenskit.embedded.tasks.people import ATTRIBUTES, known_people
 
 LENGTHS = ((0, 0), (10, 40), (40, 100), (100, 150))
 NEAR, FAR = LENGTHS[0], LENGTHS[-1]
+# Passages of three people, none of whom was asked about before.
+ALONE: Mapping[str, Any] = {"distractors": 2, "asked_before": 0.0}
 FOLLOWED = {"format": ("json", "lines", "xml"), "pronouns": ("they",), "occupation": (None,)}
 
 
@@ -67,13 +69,13 @@ def knowledge(subject: Subject) -> dict[str, Any]:
         found[f"facts, {name}"] = _measured(subject, "fact_question", facts)
         conflicts = [
             TASKS["passage"].prompts(
-                subject.grammar, 1, next(seeds), kind="conflicts", distractors=2, **person
+                subject.grammar, 1, next(seeds), kind="conflicts", **ALONE, **person
             )[0]
             for person in people * max(1, round(subject.scale.tasks / len(people)))
         ]
         found[f"conflicts, {name}"] = _measured(subject, "passage", conflicts)
     unseen = TASKS["passage"].prompts(
-        subject.grammar, subject.scale.tasks, subject.seed, kind="unseen", distractors=2
+        subject.grammar, subject.scale.tasks, subject.seed, kind="unseen", **ALONE
     )
     found["unseen, passage"] = _measured(subject, "passage", unseen)
     return found
