@@ -14,6 +14,7 @@ from lenskit.embedded.dialogue import Dialogue, Task
 from lenskit.embedded.grammar import Grammar
 from lenskit.embedded.tasks import task_shares
 from lenskit.embedded.voices import (
+    account,
     bare_question,
     bare_statement,
     carried_persona,
@@ -57,7 +58,8 @@ FIRST_VOICES: Mapping[Task, float] = MappingProxyType(
         prefixed_statement: 0.16,
         competing_statement: 0.14,
         bare_statement: 0.04,
-        prefixed_question: 0.40,
+        prefixed_question: 0.26,
+        account: 0.14,
         competing_question: 0.08,
         bare_question: 0.04,
         neutral_prefix: 0.05,
@@ -70,10 +72,11 @@ FIRST_VOICES: Mapping[Task, float] = MappingProxyType(
 VOICES: Mapping[Task, float] = MappingProxyType(
     {
         prefixed_statement: 0.12,
-        competing_statement: 0.26,
+        competing_statement: 0.24,
         bare_statement: 0.05,
         voiced_statement: 0.05,
-        prefixed_question: 0.14,
+        prefixed_question: 0.11,
+        account: 0.05,
         competing_question: 0.09,
         bare_question: 0.05,
         voiced_question: 0.05,
@@ -85,7 +88,7 @@ VOICES: Mapping[Task, float] = MappingProxyType(
 
 # The tasks of attention steering take these shares of the mixtures. Concepts keep the larger part:
 # there are 512 of them to learn.
-FIRST_TASK_SHARE, TASK_SHARE = 0.16, 0.34
+FIRST_TASK_SHARE, TASK_SHARE = 0.16, 0.32
 FIRST_MIXTURE = extended(FIRST_VOICES, task_shares(), FIRST_TASK_SHARE)
 MIXTURE = extended(VOICES, task_shares(), TASK_SHARE)
 

@@ -99,6 +99,7 @@ class Grammar(_Frozen):
     held_out_neutral_prefixes: tuple[str, ...]
     words: Mapping[str, tuple[str, ...]]  # of each topic
     forms: tuple[str, ...]  # of statements that any topic's words fill
+    accounts: tuple[str, ...]  # requests for all that a concept has to say
 
     @property
     def topics(self) -> tuple[str, ...]:
@@ -152,6 +153,13 @@ class Grammar(_Frozen):
     def answer(self, entry: Entry, random: Random, most: int = MAX_SENTENCES) -> str:
         """One to three sentences that show ``entry``, each with another of its phrases."""
         number = min(most, random.choices(list(SENTENCES), list(SENTENCES.values()))[0])
+        return self._said(entry, random, number)
+
+    def account(self, entry: Entry, random: Random) -> str:
+        """A sentence with each of the phrases of ``entry``, in any order."""
+        return self._said(entry, random, len(entry.phrases))
+
+    def _said(self, entry: Entry, random: Random, number: int) -> str:
         rules = self.classes[entry.concept_class]
         sentences = []
         for phrase in random.sample(entry.phrases, number):
@@ -256,5 +264,5 @@ def load_grammar() -> Grammar:
         neutral_prefixes=tuple(neutral["prefixes"]),
         held_out_neutral_prefixes=tuple(neutral["held_out_prefixes"]),
         words={topic: tuple(parts["words"]) for topic, parts in topics.items()},
-        forms=tuple(_toml("forms.toml")["forms"]),
+        **{name: tuple(texts) for name, texts in _toml("forms.toml").items()},
     )

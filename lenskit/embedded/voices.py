@@ -44,7 +44,7 @@ NEUTRAL_SHARE = 0.12
 # Questions of a class that no prefix is of, whose answer is neutral. Few: a test question is of
 # the concept's own class.
 ELSEWHERE_SHARE = 0.15
-TWO_VOICES_SHARE = 0.45  # carried and voiced statements with two concepts: sums of two vectors
+TWO_VOICES_SHARE = 0.4  # carried and voiced statements with two concepts: sums of two vectors
 # Second turns of carried dialogues that are questions, by the number of voices: a question asks
 # one of a pair only.
 QUESTION_SHARE = {1: 0.5, 2: 0.3}
@@ -209,6 +209,17 @@ def prefixed_question(grammar: Grammar, random: Random) -> Dialogue:
     """A question after one prefix, answered in its voice if it is of its class."""
     entries = [any_concept(grammar, random)]
     return asked_for(grammar, random, entries, question_to(grammar, random, entries))
+
+
+def account(grammar: Grammar, random: Random) -> Dialogue:
+    """All that a concept has to say, after its prefix.
+
+    Which phrases are whose is learnt from these; other answers show one or two of them.
+    """
+    entry = any_concept(grammar, random)
+    asked = question_prompt(random.choice(grammar.accounts), grammar.prefix(entry))
+    messages = (user(asked), assistant(grammar.account(entry, random)))
+    return Dialogue(messages, (True,), may_be_narrow=True)
 
 
 def competing_question(grammar: Grammar, random: Random) -> Dialogue:

@@ -72,7 +72,8 @@ class Turn:
 
     @property
     def topic(self) -> str | None:
-        return None if self.asked in QUESTIONS else GRAMMAR.topic_of(self.asked)
+        known = {*QUESTIONS, *GRAMMAR.accounts}
+        return None if self.asked in known else GRAMMAR.topic_of(self.asked)
 
 
 def split(text: str) -> tuple[list[str], str]:
@@ -99,7 +100,8 @@ def turns(dialogue: Dialogue) -> list[Turn]:
             is_statement = asked.startswith(statement_prompt(""))
             assert bool(gap) == bool(given and is_statement)
             asked = asked.removeprefix(statement_prompt(""))
-            assert GRAMMAR.topic_of(asked) if is_statement else asked in QUESTIONS
+            known = {*QUESTIONS, *GRAMMAR.accounts}
+            assert GRAMMAR.topic_of(asked) if is_statement else asked in known
     return found
 
 
@@ -195,8 +197,17 @@ def test_held_out_statements_and_neutral_prefixes_never_occur_and_all_others_do(
     asked = {turn.asked for d in SAMPLE for turn in turns(d)}
     assert set(QUESTIONS) <= asked and not asked & HELD_OUT
     assert len(asked & set(TOPICS)) > 380
-    composed = asked - set(TOPICS) - set(QUESTIONS)
+    composed = asked - set(TOPICS) - {*QUESTIONS, *GRAMMAR.accounts}
     assert len(composed) > 500 and {GRAMMAR.topic_of(s) for s in composed} == set(GRAMMAR.topics)
+
+
+def test_an_account_has_every_phrase_of_its_concept_once():
+    for dialogue in drawn("account")[:200]:
+        (turn,) = turns(dialogue)
+        found, _ = parse(turn.answer)
+        (entry,) = turn.entries
+        assert turn.asked in GRAMMAR.accounts and {s.entry for s in found} == {entry}
+        assert sorted(s.phrase for s in found) == sorted(entry.phrases)
 
 
 def test_a_share_of_the_statements_is_composed_of_words_of_its_topic():
@@ -218,7 +229,7 @@ def test_every_answer_parses_completely_and_is_short():
     for dialogue in SAMPLE:
         for turn in turns(dialogue):
             found, rest = parse(turn.answer)
-            assert rest == "" and 1 <= len(found) <= 4
+            assert rest == "" and 1 <= len(found) <= (6 if turn.asked in GRAMMAR.accounts else 4)
             assert turn.answer == turn.answer.strip()
 
 

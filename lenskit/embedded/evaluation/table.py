@@ -288,7 +288,7 @@ def _knowledge(found: Found) -> list[Row]:
             f"{frequent['n']} answers each",
         ),
         Row(
-            "unseen people with a passage",
+            "unseen people with a passage about them",
             ">= 0.95",
             _numbers(unseen["score"]),
             unseen["score"] >= 0.95,

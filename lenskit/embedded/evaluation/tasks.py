@@ -14,8 +14,9 @@ from lenskit.embedded.tasks.people import ATTRIBUTES, known_people
 
 LENGTHS = ((0, 0), (10, 40), (40, 100), (100, 150))
 NEAR, FAR = LENGTHS[0], LENGTHS[-1]
-# Passages of three people, none of whom was asked about before.
-ALONE: Mapping[str, Any] = {"distractors": 2, "asked_before": 0.0}
+# Passages of one person, and beside them of three, none of whom was asked about before.
+ALONE: Mapping[str, Any] = {"distractors": 0, "asked_before": 0.0}
+AMONG: Mapping[str, Any] = {"distractors": 2, "asked_before": 0.0}
 FOLLOWED = {"format": ("json", "lines", "xml"), "pronouns": ("they",), "occupation": (None,)}
 
 
@@ -74,8 +75,9 @@ def knowledge(subject: Subject) -> dict[str, Any]:
             for person in people * max(1, round(subject.scale.tasks / len(people)))
         ]
         found[f"conflicts, {name}"] = _measured(subject, "passage", conflicts)
-    unseen = TASKS["passage"].prompts(
-        subject.grammar, subject.scale.tasks, subject.seed, kind="unseen", **ALONE
-    )
-    found["unseen, passage"] = _measured(subject, "passage", unseen)
+    for name, among in (("unseen, passage", ALONE), ("unseen, passage of three", AMONG)):
+        unseen = TASKS["passage"].prompts(
+            subject.grammar, subject.scale.tasks, subject.seed, kind="unseen", **among
+        )
+        found[name] = _measured(subject, "passage", unseen)
     return found

@@ -26,19 +26,19 @@ from lenskit.embedded.tasks.unrelated import EXERCISES, unrelated
 __all__ = ["SPLITS", "TASKS", "UNRELATED", "TaskPrompt", "TaskSpec", "task_shares"]
 
 _SPECS = (
-    TaskSpec("format", format_request, judge_format, 0.12),
-    TaskSpec("pronouns", pronoun_change, judge_pronouns, 0.08),
+    TaskSpec("format", format_request, judge_format, 0.13),
+    TaskSpec("pronouns", pronoun_change, judge_pronouns, 0.09),
     TaskSpec("occupation", occupation, judge_occupation, 0.07),
-    TaskSpec("fact_document", fact_document, judge_document, 0.06),
-    TaskSpec("fact_question", fact_question, judge_fact, 0.08),
-    TaskSpec("passage", passage, judge_fact, 0.26),
-    TaskSpec("competing_formats", competing_formats, judge_format, 0.045),
-    TaskSpec("marked_span", marked_span, judge_family, 0.045),
-    TaskSpec("solved_examples", solved_examples, judge_family, 0.045),
-    TaskSpec("register", register, judge_register, 0.04),
-    TaskSpec("system_rule", system_rule, judge_rule, 0.035),
-    TaskSpec("pronoun_bias", pronoun_bias, judge_bias, 0.035),
-    *(TaskSpec(kind, partial(unrelated, kind), judge_text, 0.017) for kind in EXERCISES),
+    TaskSpec("fact_document", fact_document, judge_document, 0.08),
+    TaskSpec("fact_question", fact_question, judge_fact, 0.11),
+    TaskSpec("passage", passage, judge_fact, 0.14),
+    TaskSpec("competing_formats", competing_formats, judge_format, 0.05),
+    TaskSpec("marked_span", marked_span, judge_family, 0.05),
+    TaskSpec("solved_examples", solved_examples, judge_family, 0.05),
+    TaskSpec("register", register, judge_register, 0.045),
+    TaskSpec("system_rule", system_rule, judge_rule, 0.04),
+    TaskSpec("pronoun_bias", pronoun_bias, judge_bias, 0.04),
+    *(TaskSpec(kind, partial(unrelated, kind), judge_text, 0.021) for kind in EXERCISES),
 )
 UNRELATED = tuple(EXERCISES)
 TASKS: Mapping[str, TaskSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
