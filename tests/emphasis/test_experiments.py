@@ -101,7 +101,7 @@ def test_all_ways_are_compared_on_all_tasks_and_a_second_call_asks_nothing(
     pd.testing.assert_frame_equal(found.table, again.table)
     written = found.save(tmp_path)
     assert "policies.csv" in {path.name for path in written}
-    assert "4 prompts" not in repr(found) and "Experiment 'emphasis', 12 prompts" in repr(found)
+    assert "4 prompts" not in repr(found) and "Experiment 'policies', 12 prompts" in repr(found)
     with pytest.raises(ValueError, match="other settings"):
         lk.emphasis.compare(model, lk.emphasis.Sizes(number=5), out=tmp_path, progress=False)
 
