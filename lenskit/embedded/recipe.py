@@ -51,7 +51,7 @@ class Recipe:
     learning_rate: float = 6e-3
     seed: int = 0
     first: float = 0.5
-    narrow_from: float = 0.36
+    narrow_from: float = 0.28
     hidden_from: float = 0.5
     price: float = 0.1
     ramp: tuple[float, float] = RAMP
