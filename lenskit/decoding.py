@@ -173,6 +173,16 @@ def uniform_draws(rows: int, tokens: int, seed: int) -> Float[Tensor, "row token
     return torch.from_numpy(np.stack(draws)).float()
 
 
+def checked_options(
+    *, max_new_tokens: int, batch_size: int, temperature: float | None, seed: int
+) -> tuple[int, int, int]:
+    """``max_new_tokens``, ``batch_size`` and ``seed``; ValueError where one cannot be meant."""
+    found = whole("max_new_tokens", max_new_tokens, 0), whole("batch_size", batch_size, 1)
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be positive, or None for greedy; got {temperature}")
+    return *found, whole("seed", seed, 0)
+
+
 def written_in_batches(
     model: TransformerBridge,
     tokens: Tokens,
@@ -188,10 +198,9 @@ def written_in_batches(
 
     Batched by length, those that do not fit into memory halved; the options are ``generate``'s.
     """
-    max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
-    batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
-    if temperature is not None and not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be positive, or None for greedy; got {temperature}")
+    max_new_tokens, batch_size, seed = checked_options(
+        max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature, seed=seed
+    )
     require_positions(model, tokens, more=max_new_tokens)
     drawn = None if temperature is None else uniform_draws(len(tokens), max_new_tokens, seed)
     written: list[list[int]] = [[] for _ in range(len(tokens))]

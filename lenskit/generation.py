@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, overload
 from lenskit._display import Displayed, html_table
 from lenskit.attention import AttentionEdit, edited
 from lenskit.concepts import question_prompt
-from lenskit.decoding import CachedPasses, Passes, end_tokens, written_in_batches
+from lenskit.decoding import (
+    CachedPasses,
+    Passes,
+    checked_options,
+    end_tokens,
+    written_in_batches,
+)
 from lenskit.intervention import Positions, Window, intervene, window
 from lenskit.models import chat_ids, pad_left
 from lenskit.operations import Operation, find_operation, project_out
@@ -183,6 +189,10 @@ def answer(
     progress: bool = False,
 ) -> list[Answer]:
     """``generate`` with the forward passes that ``passes`` makes for a batch of rows."""
+    # Of no questions too.
+    checked_options(
+        max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature, seed=seed
+    )
     if isinstance(questions, Mapping):
         raise TypeError("questions is a mapping; give texts, or conversations as lists of messages")
     conversations = [_conversation(question) for question in questions]
@@ -222,6 +232,9 @@ def generate_ids(
     >>> len(written) <= 3
     True
     """
+    checked_options(
+        max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature, seed=seed
+    )
     rows = [[int(token) for token in row] for row in ids]
     if empty := [i for i, row in enumerate(rows) if not row]:
         raise ValueError(f"ids of row {empty[0]} are empty; give each row a token at least")

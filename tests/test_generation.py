@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steered import hook_count, plain_hooks, random_vectors, reference_tokens
 
-from lenskit.generation import Answer, SteeringRow, end_tokens, generate, generate_steered
+from lenskit.generation import (
+    Answer,
+    SteeringRow,
+    end_tokens,
+    generate,
+    generate_ids,
+    generate_steered,
+)
 from lenskit.models import chat_ids
 from lenskit.steering import steer
 
@@ -431,3 +438,13 @@ def test_an_answer_is_a_text_that_can_be_copied_and_written_to_files():
     twin = copy.deepcopy(answer)
     assert (twin, twin.finished, twin.token_ids) == ("spiders", True, (7, 8))
     assert json.dumps(answer) == '"spiders"'
+
+
+def test_options_that_cannot_be_are_refused_for_no_questions_too():
+    model = tiny.shared_model()
+    for nothing in (generate, generate_ids):
+        assert list(nothing(model, [])) == []
+        with pytest.raises(ValueError, match="temperature"):
+            nothing(model, [], temperature=-1.0)
+        with pytest.raises(ValueError, match="batch_size"):
+            nothing(model, [], batch_size=0)

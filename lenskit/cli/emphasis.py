@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lenskit.cli.common import EMBEDDED, Device, ModelName, app, mistakes, show, terminal
-from lenskit.cli.experiment import command_line, experiment_table
+from lenskit.cli.common import EMBEDDED, Device, ModelName, app, mistakes, terminal
+from lenskit.cli.experiment import command_line, save_and_show
 from lenskit.concepts import among
 
 TASK_EXPERIMENTS = ("policies", "field", "sources", "heads")
@@ -64,5 +64,4 @@ def emphasis(
         )
         loaded = lk.load_model(model, device=device)
         found = lk.emphasis.EXPERIMENTS[name](loaded, sizes, **options)
-        written = found.save(out) if out else []
-        show(experiment_table(found), *found.notes, *(f"wrote {path}" for path in written))
+        save_and_show(found, out)

@@ -148,9 +148,7 @@ def experiment(
             loaded = load() if workers is None else load
             options["judge"] = judge(loaded if workers is None else None)
             found = experiments.EXPERIMENTS[name](loaded, named.concepts, **options)
-        # Before anything is printed, which may fail.
-        written = found.save(out) if out else []
-        show(experiment_table(found), *found.notes, *(f"wrote {path}" for path in written))
+        save_and_show(found, out)
 
 
 def _folders(given: list[Path] | None, work: Path, steps: int | None, seed: int) -> dict[str, Path]:
@@ -173,6 +171,13 @@ def _learnt(folders: Iterable[Path], number: int) -> list[Concept]:
     from lenskit.embedded.sizes import learnt_by_all
 
     return learnt_by_all(folders, number)
+
+
+def save_and_show(found: experiments.Experiment, out: Path | None) -> None:
+    """Write the tables into ``out``, where there is one, and show them."""
+    # Before anything is printed, which may fail.
+    written = found.save(out) if out else []
+    show(experiment_table(found), *found.notes, *(f"wrote {path}" for path in written))
 
 
 def experiment_table(found: experiments.Experiment) -> Table:

@@ -239,6 +239,7 @@ def load_grammar() -> Grammar:
     of two, or where the activity of a class on a topic is no rate.
     """
     shared, neutral = _toml("classes.toml"), _toml("neutral.toml")
+    forms = _toml("forms.toml")
     topics = _toml("statements.toml")
     statements = {
         topic: {half: tuple(parts[half]) for half in HALVES} for topic, parts in topics.items()
@@ -264,5 +265,6 @@ def load_grammar() -> Grammar:
         neutral_prefixes=tuple(neutral["prefixes"]),
         held_out_neutral_prefixes=tuple(neutral["held_out_prefixes"]),
         words={topic: tuple(parts["words"]) for topic, parts in topics.items()},
-        **{name: tuple(texts) for name, texts in _toml("forms.toml").items()},
+        forms=tuple(forms["forms"]),
+        accounts=tuple(forms["accounts"]),
     )

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lenskit.figures.experiments.marks import rows_named
-from lenskit.figures.experiments.tables import errors, need
-from lenskit.figures.style import COLOURS, MARKERS, PALE, new_figure, plain, styled
+from lenskit.figures.experiments.marks import beside, rows_named
+from lenskit.figures.experiments.tables import need
+from lenskit.figures.style import PALE, new_figure, plain, styled
 
 
 @styled()
@@ -22,7 +22,6 @@ def ablation_compared(table: pd.DataFrame, *, title: str = "") -> Figure:
     models, names = (list(dict.fromkeys(table[each])) for each in ("model", "measure"))
     counted = "concepts" in table and table["concepts"].notna().any()
     figure, (axes,) = new_figure(8.2, 1.9 + 0.36 * len(names))
-    step = 0.62 / len(models)
     for edge in range(len(names)):
         axes.axhline(edge + 0.5, color=PALE, linewidth=0.5)
     for place, model in enumerate(models):
@@ -30,16 +29,7 @@ def ablation_compared(table: pd.DataFrame, *, title: str = "") -> Figure:
         value = rows["value"].to_numpy(dtype=float)
         none = np.full(len(names), np.nan)
         low, high = (rows[e].to_numpy(dtype=float) if e in rows else none for e in ("low", "high"))
-        axes.errorbar(
-            value,
-            np.arange(len(names)) + step * (place + 0.5) - 0.31,
-            xerr=errors(value, low, high),
-            fmt=MARKERS[place % len(MARKERS)],
-            color=COLOURS[place % len(COLOURS)],
-            markersize=5,
-            elinewidth=1.1,
-            label=plain(model),
-        )
+        beside(axes, value, low, high, place=place, of=len(models), spread=0.62, name=model)
     rows_named(axes, names)
     said = "mean over concepts (this table keeps neither n nor intervals)"
     if counted:

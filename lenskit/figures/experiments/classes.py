@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from lenskit.figures.experiments.marks import points, rows_named, zero
-from lenskit.figures.experiments.tables import errors, need, number_of
+from lenskit.figures.experiments.marks import beside, points, rows_named, zero
+from lenskit.figures.experiments.tables import need, number_of
 from lenskit.figures.studies import REASONS
-from lenskit.figures.style import BLUE, COLOURS, GREY, INK, MARKERS, PALE, new_figure, plain, styled
+from lenskit.figures.style import BLUE, GREY, INK, PALE, new_figure, plain, styled
 
 
 @styled()
@@ -125,20 +125,10 @@ def _frame(column: int, row: int):
 
 
 def _scores(axes: Axes, own: pd.DataFrame, names: Sequence[str], ways: Sequence[str]) -> None:
-    step = 0.7 / len(ways)
     for place, way in enumerate(ways):
         rows = own[own["way"] == way].set_index("concept_class").reindex(names)
         mean, low, high = (rows[each].to_numpy(dtype=float) for each in ("mean", "low", "high"))
-        axes.errorbar(
-            mean,
-            np.arange(len(names)) + step * (place + 0.5) - 0.35,
-            xerr=errors(mean, low, high),
-            fmt=MARKERS[place % len(MARKERS)],
-            color=COLOURS[place % len(COLOURS)],
-            markersize=5,
-            elinewidth=1.2,
-            label=plain(way),
-        )
+        beside(axes, mean, low, high, place=place, of=len(ways), spread=0.7, name=way)
     counts = own.groupby("concept_class")["concepts"].max()
     rows_named(axes, [f"{name} (n = {int(counts[name])})" for name in names])
     axes.set_xlim(-0.03, 1.03)

@@ -52,6 +52,31 @@ def bars(
             )
 
 
+def beside(
+    axes: Axes,
+    mean: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    *,
+    place: int,
+    of: int,
+    spread: float,
+    name: str,
+) -> None:
+    """Points with intervals in every row, number ``place`` of ``of`` that share its ``spread``."""
+    rows = np.arange(len(mean)) + spread / of * (place + 0.5) - spread / 2
+    axes.errorbar(
+        mean,
+        rows,
+        xerr=errors(mean, low, high),
+        fmt=MARKERS[place % len(MARKERS)],
+        color=COLOURS[place % len(COLOURS)],
+        markersize=5,
+        elinewidth=1.2,
+        label=plain(name),
+    )
+
+
 def points(
     axes: Axes,
     own: pd.DataFrame,
