@@ -22,11 +22,13 @@ from lenskit.concepts import statement_prompt, statements
 from lenskit.generation import Answer, generate
 from lenskit.intervention import Positions, intervene, window
 from lenskit.models import chat_ids, in_batches, pad_left, run_plain, using
+from lenskit.operations import Operation, find_operations
 from lenskit.steering import intervention
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from lenskit.steering import Operations
     from lenskit.vectors import Vectors
 
 TARGET = 0.5
@@ -39,6 +41,7 @@ class Options(TypedDict, total=False):
 
     target: float
     positions: Sequence[Positions] | Positions
+    operations: Operations
     relative: bool | None
     tolerance: float
     most: float
@@ -134,14 +137,16 @@ def divergence(
     coefficients: Sequence[float],
     positions: Sequence[Positions] | Positions = "all",
     *,
+    operations: Operations = "add",
     relative: bool | None = None,
     batch_size: int = 64,
 ) -> Float[Tensor, " way"]:
     """Mean KL(unsteered ‖ steered) of the next token along the unsteered answers, in nats a token.
 
-    A number for each of ``vectors`` with its coefficient and positions (``SteeringRow``); each
-    question counts alike. ``inf`` where the steered model excludes what the other expects, NaN
-    where its logits are not numbers. Each way costs a forward pass for each question.
+    A number for each of ``vectors`` with its coefficient, positions and operation
+    (``SteeringRow``); each question counts alike. ``inf`` where the steered model excludes what the
+    other expects, NaN where its logits are not numbers. Each way costs a forward pass for each
+    question.
     """
     where = [positions] * len(vectors) if isinstance(positions, str) else list(positions)
     if not len(vectors) == len(coefficients) == len(where):
@@ -149,11 +154,10 @@ def divergence(
             f"vectors, coefficients and positions must be as many, got {len(vectors)}, "
             f"{len(coefficients)} and {len(where)}"
         )
+    done = _each(operations, len(vectors))
     number = len(base.questions)
     steered = [
-        (one, coefficient, each)
-        for one, coefficient, each in zip(vectors, coefficients, where, strict=True)
-        for _ in range(number)
+        way for way in zip(vectors, coefficients, where, done, strict=True) for _ in range(number)
     ]
     if not steered:
         return torch.empty(0)
@@ -186,6 +190,7 @@ def calibrate(
     *,
     target: float = TARGET,
     positions: Sequence[Positions] | Positions = "all",
+    operations: Operations = "add",
     relative: bool | None = None,
     tolerance: float = 0.05,
     most: float = 64.0,
@@ -212,6 +217,7 @@ def calibrate(
             raise ValueError(f"{name} must be a finite number above 0, got {value}")
     several: list[Any] = list(vectors) if isinstance(vectors, list | tuple) else [vectors]
     where = [positions] * len(several) if isinstance(positions, str) else list(positions)
+    done = _each(operations, len(several))
     if not isinstance(base, Unsteered):
         base = unsteered(model, base, batch_size=batch_size)
     searches = [_Search(target, tolerance, most) for _ in several]
@@ -225,6 +231,7 @@ def calibrate(
             [several[i] for i in live],
             [searches[i].coefficient for i in live],
             [where[i] for i in live],
+            operations=[done[i] for i in live],
             relative=relative,
             batch_size=batch_size,
         )
@@ -262,6 +269,14 @@ class _Search:
             self.coefficient = math.sqrt(self._low * self._high)
 
 
+def _each(operations: Operations, number: int) -> tuple[Operation, ...]:
+    """The operation of each way; one is shared by all. ValueError for another number of them."""
+    found = find_operations(operations)
+    if len(found) not in (1, number):
+        raise ValueError(f"operations must be one, or {number} as the vectors, got {len(found)}")
+    return found * number if len(found) == 1 else found
+
+
 def _kl(p: Float[Tensor, "token vocab"], q: Float[Tensor, "token vocab"]) -> float:
     """KL(p ‖ q) of log-probabilities, the mean over tokens, in nats."""
     chances = p.exp()
@@ -274,7 +289,7 @@ def log_probs_along(
     model: TransformerBridge,
     base: Unsteered,
     batch_size: int,
-    steered: Sequence[tuple[Vectors, float, Positions]] = (),
+    steered: Sequence[tuple[Vectors, float, Positions, Operation]] = (),
     relative: bool | None = None,
     *,
     read: Callable[[int, Float[Tensor, "token vocab"]], T],
@@ -306,6 +321,7 @@ def log_probs_along(
                 [steered[row][1] for row in own],
                 relative=relative,
                 windows=[window(steered[row][2], lengths[row]) for row in own],
+                operation=[steered[row][3] for row in own],
             )
             with intervene(model, planned):
                 logits = run_plain(hf_model, batch, **options).logits

@@ -61,6 +61,18 @@ def test_ways_are_measured_as_if_each_were_alone(model, base):
     assert float(divergence(model, base, ways[:1], [0.0])[0]) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_each_way_is_measured_under_its_own_operation(model, base):
+    ways = [random_vectors(model, 1)] * 3
+    names = ["add", "add_keeping_norm", "rotate"]
+    together = divergence(model, base, ways, [0.4] * 3, operations=names)
+    for i, name in enumerate(names):
+        alone = divergence(model, base, ways[:1], [0.4], operations=name)
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+    assert len(set(together.tolist())) == 3
+    with pytest.raises(ValueError, match="operations must be one, or 3"):
+        divergence(model, base, ways, [0.4] * 3, operations=names[:2])
+
+
 def test_calibrated_coefficients_move_the_model_by_the_target(model, base):
     ways = [random_vectors(model, 1), random_vectors(model, 2)]
     found = calibrate(model, ways, base, target=0.3, tolerance=0.02)

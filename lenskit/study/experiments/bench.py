@@ -64,10 +64,10 @@ class Bench(Workbench):
             self._others[recipe] = made
         return self._others[recipe]
 
-    def fresh(self) -> Bench:
-        """The same capture on a bench on which nothing is fitted yet."""
+    def fresh(self, captured: Capture | None = None) -> Bench:
+        """A bench on which nothing is fitted yet, of the same capture or of another one."""
         made = replace(self, coefficients={}, made={})
-        vars(made)["capture"] = self.capture
+        vars(made)["capture"] = self.capture if captured is None else captured
         return made
 
     def _even(self, most: int) -> int:

@@ -196,6 +196,7 @@ def _calibrated(
         base,
         target=setting.target,
         positions=[ways[key].positions for key in vectors],
+        operations=[ways[key].operation for key in vectors],
         relative=True,
         batch_size=max(1, setting.batch_size // 4),
     )
@@ -223,12 +224,25 @@ def _rows(
     totals: Sequence[tuple[float, bool]],
 ) -> list[SteeringRow]:
     concept = bench.concept
-    prefix = concept.prefix if way.prefixed else ""
     blocks = 1 if vectors is None else sharing(vectors)
     return [
-        SteeringRow(question, vectors, total / blocks, prefix, positions=way.positions)
+        steering_row(way, concept, question, vectors, total / blocks)
         for (total, _), question in product(totals, concept.questions)
     ]
+
+
+def steering_row(
+    way: Way, concept: Concept, question: str, vectors: ConceptVectors | None, coefficient: float
+) -> SteeringRow:
+    """A question as the way asks and steers it."""
+    return SteeringRow(
+        question,
+        vectors,
+        coefficient,
+        concept.prefix if way.prefixed else "",
+        operation=way.operation,
+        positions=way.positions,
+    )
 
 
 def _budget(calibrated: bool, reached: float | None) -> Row:

@@ -17,13 +17,16 @@ from lenskit.embedded.dialogue import assistant, user
 from lenskit.labels import explained_by_two_groups
 from lenskit.models import RESID, Tokens, chat_ids, hooked, in_batches, pad_left, run_plain, using
 from lenskit.prompts import build_prompts, prompts_from_ids
+from lenskit.recipes import Recipe
 from lenskit.scoring import Judge
 from lenskit.study.experiments.bench import Bench
 from lenskit.study.experiments.optimised import expressing
 from lenskit.study.ways import Variant
 from lenskit.vectors import ConceptVectors, fit_vectors
 
+NEUTRAL = "Please look at the next line with care."
 _SHOTS, _ATOMS = 3, 8
+_HARD = Variant("attention", "hard")
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,20 @@ class OtherPrefix:
         concept = bench.concept
         weaker = replace(concept, prefix=self.prefix.format(name=concept.name))
         found = replace(bench, concept=weaker, other=None, coefficients={}, made={})
-        vectors = found.steering(Variant("attention", "hard"))
+        vectors = found.steering(_HARD)
         return None if vectors is None else replace(vectors, concept=concept)
 
 
 @dataclass(frozen=True)
 class NeutralNegative:
-    """Prompts with the prefix against prompts with one that asks for nothing."""
+    """Prompts with the prefix against prompts with one that asks for nothing.
 
-    neutral: str
+    ``recipe``: another one than the experiment's.
+    """
+
+    neutral: str = NEUTRAL
+    variant: Variant = _HARD
+    recipe: Recipe | None = None
 
     def __call__(self, bench: Bench) -> ConceptVectors | None:
         own = bench.capture.prompts
@@ -80,7 +88,8 @@ class NeutralNegative:
         made = prompts_from_ids(
             bench.model, bench.concept, ids, prefixes=spans, candidates=len(own.candidates)
         )
-        return _fitted(bench, capture(bench.model, made, progress=False))
+        beside = bench.of(self.recipe).fresh(capture(bench.model, made, progress=False))
+        return beside.steering(self.variant)
 
 
 @dataclass(frozen=True)

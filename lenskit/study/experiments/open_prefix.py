@@ -7,6 +7,7 @@ from typing import Any
 
 from lenskit.concepts import Concept
 from lenskit.study.experiments.extraction import (
+    NEUTRAL,
     Dictionary,
     FewShot,
     FromAnswers,
@@ -17,8 +18,6 @@ from lenskit.study.experiments.result import Experiment
 from lenskit.study.experiments.run import Model, begun
 from lenskit.study.experiments.ways import Fitted, Way, controls
 from lenskit.study.ways import Variant
-
-NEUTRAL = "Please look at the next line with care."
 
 
 def open_prefix(

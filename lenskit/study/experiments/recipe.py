@@ -10,12 +10,13 @@ from typing import Any
 import pandas as pd
 
 from lenskit.concepts import Concept
-from lenskit.generation import SteeringRow, generate_steered
+from lenskit.generation import generate_steered
 from lenskit.recipes import INCREMENTS, Recipe, recipes
 from lenskit.scoring import fluency
 from lenskit.study.cells import Row
 from lenskit.study.experiments.bench import Bench
-from lenskit.study.experiments.cells import Measure, made_by
+from lenskit.study.experiments.cells import Measure, made_by, steering_row
+from lenskit.study.experiments.extraction import NEUTRAL, NeutralNegative
 from lenskit.study.experiments.result import Experiment
 from lenskit.study.experiments.run import Model, begun
 from lenskit.study.experiments.scores import CONCEPT, by_concept, summary
@@ -69,10 +70,9 @@ class Fluency:
             except ValueError:
                 continue  # its answers say why there is nothing
             shared = 1 if vectors is None else sharing(vectors)
-            prefix = concept.prefix if way.prefixed else ""
             names.append(way.name)
             rows += [
-                SteeringRow(question, vectors, coefficient / shared, prefix)
+                steering_row(way, concept, question, vectors, coefficient / shared)
                 for question in concept.questions
             ]
         answers = generate_steered(
@@ -112,7 +112,9 @@ def recipe(
     "less fluent": by how many nats a token the answers there are less likely than the prompted
     ones, for the unsteered model that reads the prefix. Removed are: labels by divergence, own
     vectors of the closing tokens, the look (the middle block instead), their lengths, and
-    increments where these were chosen; ``few``: prompts instead of all. ``parts``: "look", what was
+    increments where these were chosen; ``few``: prompts instead of all. Tried in its place are
+    whitening (ridge), a neutral prefix in the negative prompts, addition that keeps the stream's
+    norm, and addition only where the answer is written from. ``parts``: "look", what was
     looked at, and "searched", the scores of the searched half.
 
     ``options`` as in ``tokens``; ``coefficients`` are in displacements where a way has these, and
@@ -182,10 +184,12 @@ def _ways(found: Look, middle: str, few: int) -> Iterable[Way]:
     chosen = found.recipe
     own = _variant(chosen)
 
+    def columns(variant: Variant, of: Recipe = chosen) -> dict[str, str]:
+        told = {"recipe": of.name, "token": variant.token, "labels": variant.labels}
+        return told | {"learner": variant.learner, "blocks": variant.blocks}
+
     def made(name: str, variant: Variant, of: Recipe = chosen, **more: Any) -> Way:
-        columns = {"recipe": of.name, "token": variant.token, "labels": variant.labels}
-        columns |= {"learner": variant.learner, "blocks": variant.blocks}
-        return Way(name, Fitted(variant, recipe=of, **more), columns=columns)
+        return Way(name, Fitted(variant, recipe=of, **more), columns=columns(variant, of))
 
     yield made(OWN, own)
     for name in ("paper", "default"):
@@ -206,7 +210,13 @@ def _ways(found: Look, middle: str, few: int) -> Iterable[Way]:
         yield made(f"{OWN}, no increments", replace(own, blocks="all"))
     yield made(f"{OWN}, the middle block", replace(own, blocks=middle))
     yield made(f"{OWN}, equal lengths", own, lengths=False)
+    # For hard labels it is the difference of the means, whitened.
     yield made(f"{OWN}, ridge", replace(own, learner="ridge"))
+    hard = replace(own, labels="hard")
+    neutral = NeutralNegative(NEUTRAL, hard, chosen)
+    yield Way(f"{OWN}, neutral prefix as negative", neutral, columns=columns(hard))
+    yield replace(made(f"{OWN}, norms kept", own), operation="add_keeping_norm")
+    yield replace(made(f"{OWN}, where the answer is written", own), positions="answer")
     yield made(f"{OWN}, {few} prompts", own, prompts=few)
 
 

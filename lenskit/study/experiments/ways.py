@@ -24,14 +24,15 @@ class Way(Displayed):
     """One way to steer, the same for every concept.
 
     ``make``: from what is known of a concept to its vectors; ``None`` adds nothing. ``positions``
-    as in ``SteeringRow``. ``prefixed``: the prefix is put before the test question. ``control``:
-    empty, or which one it is. ``columns``: what tables say of it beside its name. ``factor``: what
-    each of its coefficients is multiplied by, -1 for the wrong sign.
+    and ``operation`` as in ``SteeringRow``. ``prefixed``: the prefix is put before the test
+    question. ``control``: empty, or which one it is. ``columns``: what tables say of it beside its
+    name. ``factor``: what each of its coefficients is multiplied by, -1 for the wrong sign.
     """
 
     name: str
     make: Make | None = None
     positions: Positions = "all"
+    operation: str = "add"
     prefixed: bool = False
     control: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)

@@ -76,6 +76,9 @@ def test_the_other_recipes_and_one_part_removed_at_a_time_stand_beside_it(found)
     ways = set(found.table["way"])
     assert {"lenskit", "paper", "default", "unsteered", "prefix in the prompt"} <= ways
     assert {"lenskit, hard labels", "lenskit, equal lengths", "lenskit, 16 prompts"} <= ways
+    assert {f"lenskit, {how}" for how in ("norms kept", "neutral prefix as negative")} <= ways
+    scored = found.answers[found.answers.way.str.startswith("lenskit") & ~found.answers.calibrated]
+    assert scored["score"].notna().all()
     assert found.reference == "lenskit" and "fixed coefficient" in found.measures
     assert "Searched on 2 other concepts. Looked: " in found.notes[-1]
     paper = found.answers[found.answers.way == "paper"].iloc[0]
