@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from steered import random_vectors
 from test_capture import prompts_for
@@ -24,11 +23,6 @@ from lenskit.vectors import Logistic, RecursiveFeatureMachine, Ridge, fit_blocks
 
 NAN = float("nan")
 NO_NUMBERS = [1.5, NAN, "1", None, True, np.True_, np.float64(1)]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from dataclasses import fields, is_dataclass, replace
 
 import pandas as pd
 import pytest
-import tiny
 import torch
 from steered import random_vectors
 
@@ -16,11 +15,6 @@ from lenskit.models import pad_left
 
 LINES, CHARACTERS = 15, 1500
 EVIL = "<script>alert('x')</script> & \x1b[31m\nred \ud800"
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
 
 
 @pytest.fixture(scope="module")

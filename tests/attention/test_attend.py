@@ -8,7 +8,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steered import nothing_left, random_vectors
+from steered import random_vectors
 
 import lenskit as lk
 from lenskit.models import (
@@ -16,6 +16,8 @@ from lenskit.models import (
     chat_ids,
     generating,
 )
+
+pytestmark = pytest.mark.usefixtures("nothing_left_on")
 
 # Edits of the scores are discarded by the bridges of these.
 ARCHITECTURES = [name for name in tiny.ARCHITECTURES if name not in tiny.DISCARD_EDITS]
@@ -37,17 +39,6 @@ QUESTIONS = [
     f"Libraries should stay open on Sundays. {INSTRUCTION} Why?",
 ]
 HEADS = lk.Heads({0: [1], 2: [0, 3]})
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left(model):
-    with nothing_left(model):
-        yield
 
 
 def user(text):

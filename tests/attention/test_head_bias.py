@@ -5,26 +5,15 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import pytest
-import tiny
 import torch
-from steered import nothing_left
 
 import lenskit as lk
 from lenskit.models import chat_ids
 
+pytestmark = pytest.mark.usefixtures("nothing_left_on")
+
 INSTRUCTION = "Answer in one word."
 QUESTIONS = [f"{INSTRUCTION} What is rain?", f"Rain? {INSTRUCTION} Why?"]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left(model):
-    with nothing_left(model):
-        yield
 
 
 def drawn(seed):

@@ -3,15 +3,9 @@ from __future__ import annotations
 import json
 
 import pytest
-import tiny
 import torch
 
 from lenskit.attention import Heads
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
 
 
 def test_heads_are_the_same_by_block_and_by_pairs():

@@ -9,12 +9,14 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from steered import decoder_layers, nothing_left
+from steered import decoder_layers
 
 import lenskit as lk
 from lenskit.attention import contrast
 from lenskit.models import head_hooks
 from lenskit.vectors import checksum, read_safetensors
+
+pytestmark = pytest.mark.usefixtures("nothing_left_on")
 
 TEXTS = [
     ("The library opens at nine.", "at nine", "When does the library open?"),
@@ -23,17 +25,6 @@ TEXTS = [
     ("Sunday is a cheerful day for the expert.", "cheerful", "What is Sunday like?"),
     ("The astronomer was late.", "astronomer", "Who was late?"),
 ]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left(model):
-    with nothing_left(model):
-        yield
 
 
 def examples_of(model, irrelevant=True):

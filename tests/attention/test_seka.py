@@ -8,7 +8,7 @@ from functools import cache, partial
 import pytest
 import tiny
 import torch
-from steered import decoder_layers, hook_count, nothing_left, random_vectors
+from steered import decoder_layers, hook_count, random_vectors
 
 import lenskit as lk
 from lenskit.attention import KeyPolicy
@@ -19,6 +19,8 @@ from lenskit.models import (
     head_hooks,
     model_fingerprint,
 )
+
+pytestmark = pytest.mark.usefixtures("nothing_left_on")
 
 INSTRUCTION = "Answer in one word."
 QUESTIONS = [
@@ -35,17 +37,6 @@ OTHERS = [
 ]
 ALL = [*FORMS, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 JOINT = {"gpt2", "gpt_neox", "phi3", "bloom", "falcon"}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left(model):
-    with nothing_left(model):
-        yield
 
 
 def user(text):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 
 from lenskit.attention import Span, span
 from lenskit.models import chat_ids
@@ -14,11 +13,6 @@ TALK = [
         "content": "Passage: The library was open.\nPassage 2: It is closed now.\nWhy?",
     },
 ]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
 
 
 def told(model, found: Span) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
-import tiny
 import torch
 from steered import hook_count
 
@@ -14,11 +13,6 @@ from lenskit.causal import Mean, decision_path
 from lenskit.models import applied_edits, chat_ids
 
 QUESTION = "Answer in one word. What is the scariest thing in the world?"
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
 
 
 @pytest.fixture(scope="module")

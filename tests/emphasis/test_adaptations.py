@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
-import tiny
 import torch
 from emphasised import task
 from steered import nothing_left
@@ -23,11 +22,6 @@ LEARNT = {
     "soft_prompt": partial(lk.emphasis.soft_prompt, length=3, rate=0.2),
     "steering_vectors": partial(lk.emphasis.steering_vectors, rate=0.2),
 }
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from emphasised import small_model
-from steered import nothing_left
 
 import lenskit as lk
 from lenskit.emphasis import choosing, comparison, tables
@@ -17,6 +16,8 @@ from lenskit.emphasis.comparison import FEW_SHOT, NOTHING, OWN, PASTA
 from lenskit.emphasis.tables import compared
 from lenskit.emphasis.trials import trials
 from lenskit.emphasis.ways import Way, answered, examples_span, with_examples
+
+pytestmark = pytest.mark.usefixtures("nothing_left_on")
 
 # Functions of these names stand before their modules.
 field, sources = (import_module(f"lenskit.emphasis.{name}") for name in ("field", "sources"))
@@ -28,12 +29,6 @@ SIZES = lk.emphasis.Sizes(
 @pytest.fixture(scope="module")
 def model():
     return small_model()
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left(model):
-    with nothing_left(model):
-        yield
 
 
 @pytest.fixture

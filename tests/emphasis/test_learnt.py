@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from emphasised import task
 from steered import nothing_left
 
 import lenskit as lk
 from lenskit.emphasis.targets import drawn, target_losses, with_targets
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
 
 
 @pytest.fixture(autouse=True)

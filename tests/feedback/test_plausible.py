@@ -8,11 +8,13 @@ from functools import partial
 import pytest
 import tiny
 import torch
-from steered import nothing_left, own_vectors, plain_hooks, random_vectors
+from steered import own_vectors, plain_hooks, random_vectors
 
 import lenskit as lk
 from lenskit.feedback import PlausibleAnswer
 from lenskit.models import chat_ids
+
+pytestmark = pytest.mark.usefixtures("nothing_left_on")
 
 INSTRUCTION = "Answer in one word."
 QUESTIONS = [
@@ -23,17 +25,6 @@ QUESTIONS = [
 TOKENS, EPSILON = 7, 4.0
 FAMILIES = ["llama-gqa", "gpt2", "gemma2", "mistral-window"]
 steer = partial(lk.steer, relative=False)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left(model):
-    with nothing_left(model):
-        yield
 
 
 def scale(architecture):

@@ -8,11 +8,13 @@ from math import inf
 import pytest
 import tiny
 import torch
-from steered import nothing_left, own_vectors, plain_hooks, random_vectors
+from steered import own_vectors, plain_hooks, random_vectors
 
 import lenskit as lk
 from lenskit.feedback import LoopRecord
 from lenskit.models import chat_ids, unwatched
+
+pytestmark = pytest.mark.usefixtures("nothing_left_on")
 
 INSTRUCTION = "Answer in one word."
 QUESTIONS = [
@@ -29,17 +31,6 @@ LAWS = [
     {"low": -0.5, "high": 0.5, "when": "above", "hold": 1},
 ]
 steer = partial(lk.steer, relative=False)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left(model):
-    with nothing_left(model):
-        yield
 
 
 def ids_of(model, question):

@@ -29,11 +29,6 @@ def prompt(text, *, earlier=(), case=None):
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
-
-
-@pytest.fixture(scope="module")
 def tasks():
     said = ({"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "Rain."})
     first = (

@@ -7,7 +7,6 @@ from math import isnan
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from steered import hook_count, random_vectors
 
@@ -17,11 +16,6 @@ from lenskit.scoring import mean_interval
 
 QUESTIONS = ["Why?", "What is the scariest thing in the world?", "Rain?", "Who are you?"]
 OPTIONS = {"max_new_tokens": 5}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
 
 
 def edits_of(model):

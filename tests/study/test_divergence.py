@@ -16,11 +16,6 @@ QUESTIONS = ("Why?", "What is the scariest thing in the world?", "Rain?")
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
-
-
-@pytest.fixture(scope="module")
 def base(model):
     return unsteered(model, QUESTIONS, max_new_tokens=5)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
 from experimented import CONCEPTS, STATEMENTS, ByTheText
 
@@ -17,11 +16,6 @@ from lenskit.study.look import looked_at, settled
 RECIPE = lk.recipes["lenskit"]
 EVERYWHERE = replace(RECIPE, token="each", blocks="all")
 QUICK = {"coefficients": (1.0, 2.0), "max_new_tokens": 3}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
 
 
 @pytest.fixture(scope="module")

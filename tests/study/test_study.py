@@ -80,11 +80,6 @@ def options(**changes):
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
-
-
-@pytest.fixture(scope="module")
 def study(model) -> Study:
     return run_study(model, BOTH, WAYS, **options())
 

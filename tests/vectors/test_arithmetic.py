@@ -21,11 +21,6 @@ NUMBERS = st.floats(-8, 8, allow_subnormal=False)
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
-
-
-@pytest.fixture(scope="module")
 def v(model):
     return random_vectors(model, seed=1)
 

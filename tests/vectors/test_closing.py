@@ -21,11 +21,6 @@ CONCEPT = lk.concepts["fears"]["spiders"]
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
-
-
-@pytest.fixture(scope="module")
 def capture(model):
     prompts = lk.build_prompts(model, CONCEPT, number=24)
     return lk.capture(model, prompts, progress=False)

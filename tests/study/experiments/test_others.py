@@ -40,11 +40,6 @@ ONE = CONCEPTS[0]
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny.shared_model()
-
-
-@pytest.fixture(scope="module")
 def bench(model):
     return Bench(model, ONE, 24, 0, LEARNERS, DEFAULT, STATEMENTS)
 
