@@ -3,6 +3,7 @@
 # make test-slow  the tests that take longest, which start many processes
 # make check      lint, formatting, types, committed notebooks
 # make notebooks  run the notebooks again, in place
+# make tables     measure the tables of data/results again: hours, but it goes on where it stopped
 # make clean      remove .venv and everything built
 #
 # PYTHON chooses the interpreter (3.11 or newer), VENV the folder, JOBS the number of test workers:
@@ -17,6 +18,9 @@ TORCH ?= torch==2.13.0
 OUT ?=
 MAKEFLAGS += --no-print-directory
 
+EXPERIMENTS ?= tokens labels blocks proxy where learners classes cost failures open-prefix recipe
+EMPHASIS ?= policies field sources heads
+
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 READY := $(VENV)/.ready-$(or $(VERSION),none)
 BIN := $(VENV)/bin
@@ -26,7 +30,7 @@ EXECUTE = TTY_INTERACTIVE=0 TQDM_DISABLE=1 $(BIN)/python -m jupyter nbconvert --
 	--execute --log-level WARN --ExecutePreprocessor.timeout=600 \
 	--ExecutePreprocessor.record_timing=False
 
-.PHONY: demo test test-slow check lint types notebook-check notebooks notebooks-to install clean
+.PHONY: demo test test-slow check lint types notebook-check notebooks notebooks-to tables install clean
 
 demo: $(READY)
 	$(BIN)/lenskit demo
@@ -57,6 +61,16 @@ notebooks: $(READY)
 notebooks-to: $(READY)
 	@test -n "$(OUT)" || { echo "say where to: make notebooks-to OUT=folder"; exit 2; }
 	$(if $(NOTEBOOKS),$(EXECUTE) --output-dir "$(OUT)" $(NOTEBOOKS),@echo "there are no notebooks")
+
+# 21 concepts of each class; whatever is finished is kept under results/. Answers stay there.
+tables: $(READY)
+	@set -e; export OMP_NUM_THREADS=1; for name in $(EXPERIMENTS); do \
+	    $(BIN)/lenskit experiment $$name --concepts 21 --workers $(JOBS) --out results/$$name; done
+	@set -e; for name in $(EMPHASIS); do $(BIN)/lenskit emphasis $$name --out results/$$name; done
+	@for name in $(EXPERIMENTS) $(EMPHASIS); do \
+	    find results/$$name -maxdepth 1 \( -name '*.md' -o -name '*.csv' ! -name '*-answers.csv' \) \
+	        -exec cp {} data/results/ \; ; done
+	$(BIN)/lenskit figures
 
 install: $(READY)
 
