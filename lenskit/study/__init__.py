@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from lenskit.study import experiments
 from lenskit.study.answers import study_concept
+from lenskit.study.calibration import Calibration, calibrate
 from lenskit.study.cells import CellStore, Key, Row
 from lenskit.study.diagnosis import Diagnosis, diagnose
 from lenskit.study.differences import paired_differences
-from lenskit.study.divergence import (
-    Calibration,
-    Unsteered,
-    calibrate,
-    divergence,
-    neutral_questions,
-    unsteered,
-)
+from lenskit.study.divergence import Unsteered, divergence, neutral_questions, unsteered
 from lenskit.study.edit_diagnosis import diagnose_edit
 from lenskit.study.engine import CellsFailed, Here, Pool, run_cells
 from lenskit.study.identity import identity

@@ -17,13 +17,8 @@ from lenskit.concepts import Concept
 from lenskit.generation import SteeringRow, generate_steered
 from lenskit.prompts import build_prompts
 from lenskit.scoring import Judge, as_verdict, likelihood_judge, repetition
-from lenskit.study.divergence import (
-    Unsteered,
-    calibrate,
-    divergence,
-    neutral_questions,
-    unsteered,
-)
+from lenskit.study.calibration import calibrate
+from lenskit.study.divergence import Unsteered, divergence, neutral_questions, unsteered
 from lenskit.vectors import ConceptVectors, fit_vectors, in_blocks
 
 if TYPE_CHECKING:

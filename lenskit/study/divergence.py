@@ -1,16 +1,11 @@
-"""How far steering moves a model, and the coefficient that moves it so far.
-
-Coefficients of two ways to steer cannot be compared: one may add its vectors in more blocks, or to
-more tokens. The divergence from the unsteered model's next tokens can, so it is a common budget.
-"""
+"""How far steering moves a model: the divergence from its unsteered next tokens."""
 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -31,22 +26,8 @@ if TYPE_CHECKING:
     from lenskit.steering import Operations
     from lenskit.vectors import Vectors
 
-TARGET = 0.5
 T = TypeVar("T")
 _QUESTIONS = 8
-
-
-class Options(TypedDict, total=False):
-    """The keyword arguments of ``calibrate``."""
-
-    target: float
-    positions: Sequence[Positions] | Positions
-    operations: Operations
-    relative: bool | None
-    tolerance: float
-    most: float
-    steps: int
-    batch_size: int
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,22 +50,6 @@ class Unsteered(Displayed):
     def _rows(self) -> dict[str, object]:
         tokens = sum(len(each) for each in self.log_probs)
         return {"questions": quoted(self.questions), "tokens": f"{tokens} expected"}
-
-
-@dataclass(frozen=True)
-class Calibration(Displayed):
-    """The ``coefficient`` at which the mean divergence is the target, and that ``divergence``.
-
-    Where no coefficient tried moves the model so far both are NaN.
-    """
-
-    coefficient: float
-    divergence: float
-
-    @property
-    def reached(self) -> bool:
-        """Whether there is such a coefficient."""
-        return math.isfinite(self.coefficient)
 
 
 def neutral_questions(number: int = _QUESTIONS) -> tuple[str, ...]:
@@ -154,7 +119,7 @@ def divergence(
             f"vectors, coefficients and positions must be as many, got {len(vectors)}, "
             f"{len(coefficients)} and {len(where)}"
         )
-    done = _each(operations, len(vectors))
+    done = each_operation(operations, len(vectors))
     number = len(base.questions)
     steered = [
         way for way in zip(vectors, coefficients, where, done, strict=True) for _ in range(number)
@@ -169,107 +134,7 @@ def divergence(
     return torch.tensor(found).view(-1, number).mean(dim=1)
 
 
-@overload
-def calibrate(
-    model: TransformerBridge,
-    vectors: Vectors,
-    base: Unsteered | Iterable[str] | None = None,
-    **options: Unpack[Options],
-) -> Calibration: ...
-@overload
-def calibrate(
-    model: TransformerBridge,
-    vectors: Sequence[Vectors],
-    base: Unsteered | Iterable[str] | None = None,
-    **options: Unpack[Options],
-) -> list[Calibration]: ...
-def calibrate(
-    model: TransformerBridge,
-    vectors: Vectors | Sequence[Vectors],
-    base: Unsteered | Iterable[str] | None = None,
-    *,
-    target: float = TARGET,
-    positions: Sequence[Positions] | Positions = "all",
-    operations: Operations = "add",
-    relative: bool | None = None,
-    tolerance: float = 0.05,
-    most: float = 64.0,
-    steps: int = 24,
-    batch_size: int = 64,
-) -> Calibration | list[Calibration]:
-    """The coefficient of each of ``vectors`` that moves the model by ``target`` nats a token.
-
-    Found by doubling or halving until the mean ``divergence`` from ``base`` lies on both sides of
-    the target, and by bisection on a logarithmic scale from there, to within ``tolerance`` of the
-    target; the coefficients are those of ``steer``, and not above ``most``. Of several coefficients
-    it is one; divergence mostly grows with them. ``base``: what ``unsteered`` gives, or questions;
-    by default eight neutral ones. All vectors are tried side by side. One of them gives one
-    ``Calibration``, a list a list.
-
-    Raises ValueError for a target, tolerance or bound that is not positive.
-
-    >>> found = lk.calibrate(model, vectors, ["What makes a good day?"], target=0.5)
-    >>> abs(found.divergence - 0.5) <= 0.025
-    True
-    """
-    for name, value in (("target", target), ("tolerance", tolerance), ("most", most)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be a finite number above 0, got {value}")
-    several: list[Any] = list(vectors) if isinstance(vectors, list | tuple) else [vectors]
-    where = [positions] * len(several) if isinstance(positions, str) else list(positions)
-    done = _each(operations, len(several))
-    if not isinstance(base, Unsteered):
-        base = unsteered(model, base, batch_size=batch_size)
-    searches = [_Search(target, tolerance, most) for _ in several]
-    for _ in range(steps):
-        live = [i for i, search in enumerate(searches) if search.found is None]
-        if not live:
-            break
-        reached = divergence(
-            model,
-            base,
-            [several[i] for i in live],
-            [searches[i].coefficient for i in live],
-            [where[i] for i in live],
-            operations=[done[i] for i in live],
-            relative=relative,
-            batch_size=batch_size,
-        )
-        for i, value in zip(live, reached.tolist(), strict=True):
-            searches[i].learn(value)
-    results = [search.found or Calibration(math.nan, math.nan) for search in searches]
-    return results if isinstance(vectors, list | tuple) else results[0]
-
-
-class _Search:
-    """Bisection for one way, which learns what the coefficient asked for gave."""
-
-    def __init__(self, target: float, tolerance: float, most: float) -> None:
-        self._target, self._tolerance, self._most = target, tolerance, most
-        self._low, self._high = 0.0, math.inf
-        self.coefficient = min(0.1, most)
-        self.found: Calibration | None = None
-
-    def learn(self, divergence: float) -> None:
-        if abs(divergence - self._target) <= self._tolerance * self._target:
-            self.found = Calibration(self.coefficient, divergence)
-            return
-        # What is not a number comes of too large a coefficient.
-        if divergence < self._target:
-            self._low = self.coefficient
-        else:
-            self._high = self.coefficient
-        if self._low >= self._most or self._high < 1e-6:
-            self.found = Calibration(math.nan, math.nan)
-        elif self._high == math.inf:
-            self.coefficient = min(2 * self._low, self._most)
-        elif self._low == 0:
-            self.coefficient = self._high / 2
-        else:
-            self.coefficient = math.sqrt(self._low * self._high)
-
-
-def _each(operations: Operations, number: int) -> tuple[Operation, ...]:
+def each_operation(operations: Operations, number: int) -> tuple[Operation, ...]:
     """The operation of each way; one is shared by all. ValueError for another number of them."""
     found = find_operations(operations)
     if len(found) not in (1, number):

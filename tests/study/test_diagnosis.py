@@ -11,8 +11,8 @@ from steered import random_vectors
 
 from lenskit.generation import SteeringRow
 from lenskit.study import diagnosis
+from lenskit.study.calibration import Calibration
 from lenskit.study.diagnosis import diagnose
-from lenskit.study.divergence import Calibration
 
 QUESTIONS = ("Who?", "Why?", "Where to?")
 

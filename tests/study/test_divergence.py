@@ -10,7 +10,8 @@ from steered import own_vectors, plain_hooks, random_vectors
 
 from lenskit.generation import generate
 from lenskit.models import chat_ids
-from lenskit.study.divergence import calibrate, divergence, neutral_questions, unsteered
+from lenskit.study.calibration import calibrate
+from lenskit.study.divergence import divergence, neutral_questions, unsteered
 
 QUESTIONS = ("Why?", "What is the scariest thing in the world?", "Rain?")
 

@@ -16,8 +16,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from lenskit.concepts import Concept
 from lenskit.generation import SteeringRow
 from lenskit.study.answers import answered, judged
+from lenskit.study.calibration import Calibration, calibrate
 from lenskit.study.cells import Key, Row
-from lenskit.study.divergence import Calibration, calibrate, unsteered
+from lenskit.study.divergence import unsteered
 from lenskit.study.engine import Failure, Results, failure
 from lenskit.study.experiments.bench import Bench
 from lenskit.study.experiments.setting import Setting

@@ -9,7 +9,8 @@ from typing import Any
 from lenskit._arguments import positive_numbers, whole
 from lenskit.recipes import DEFAULT, Recipe
 from lenskit.scoring import Judge, grammar_judge
-from lenskit.study.divergence import TARGET, neutral_questions
+from lenskit.study.calibration import TARGET
+from lenskit.study.divergence import neutral_questions
 from lenskit.study.identity import identity
 
 # In mean residual norms, shared by the blocks that are steered.
