@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,7 +39,8 @@ ALPHAS = (0.3, 0.1, 0.01, 0.001)
 MULTIPLIERS = (2.0, 4.0, 8.0, 19.0)
 TARGETS = (0.1, 0.2, 0.35, 0.5)
 GAINS = (0.5, 1.0, 2.0, 4.0)
-SCALES = (0.75, 1.0, 1.5, 2.0)
+SHARES = (0.25, 0.5, 1.0, 1.5)
+OWN = "learnt bias"
 
 
 def mean_ranking(scores: HeadScores) -> list[tuple[int, int]]:
@@ -123,7 +125,7 @@ def families(
         "PASTA, profiled heads": pasta(top),
         "PASTA, profiled heads, first token protected": pasta(top, protect_bos=True),
         "PASTA, all heads": pasta({"all": every}),
-        "InstABoost": [Way(f"M = {m:g}", InstABoost(m)) for m in MULTIPLIERS],
+        "InstABoost": _boosts(),
         "Spotlight, as published": [
             Way(f"ψ* = {t:g}", Spotlight(t, published=True)) for t in TARGETS
         ],
@@ -134,6 +136,10 @@ def families(
             for g in GAINS
         ],
     }
+
+
+def _boosts() -> list[Way]:
+    return [Way(f"M = {m:g}", InstABoost(m)) for m in MULTIPLIERS]
 
 
 def projections_of(
@@ -152,23 +158,48 @@ def projections_of(
     return fit_key_projections(model, examples, batch_size=batch_size, progress=False)
 
 
-def learnt_bias(
-    model: TransformerBridge, tasks: Sequence[Task], keep: Keeping, *, steps: int, seed: int
-) -> HeadBias:
-    """A bias for every head, learnt on these tasks."""
+def learnt_way(
+    model: TransformerBridge,
+    tasks: Sequence[Task],
+    keep: Keeping,
+    *,
+    steps: int,
+    seed: int,
+    batch_size: int = 256,
+) -> Way:
+    """A bias for every head, which begins as the InstABoost that does best on these tasks.
+
+    It is learnt on two thirds of each task's prompts, and how much of it is used is chosen on the
+    others.
+    """
+    name = "InstABoost"
+    rival = chosen(model, {name: _boosts()}, tasks, keep, batch_size=batch_size)[name].policy
+    assert isinstance(rival, InstABoost)
+    start = math.log(rival.multiplier)
+    learnt_on = [_part(task, kept_back=False) for task in tasks]
+    kept_back = [_part(task, kept_back=True) for task in tasks]
 
     def make() -> list[Row]:
-        found = learn_head_bias(model, tasks, steps=steps, seed=seed)
+        found = learn_head_bias(model, learnt_on, start=start, steps=steps, seed=seed)
         assert found.outside is not None
         return [{"inside": found.inside.tolist(), "outside": found.outside.tolist()}]
 
     (row,) = keep.rows("learnt bias", make=make)
-    return HeadBias(torch.tensor(row["inside"]), torch.tensor(row["outside"]))
+    bias = HeadBias(torch.tensor(row["inside"]), torch.tensor(row["outside"]))
+    ways = [Way(f"{share:g} of what is learnt", _between(start, bias, share)) for share in SHARES]
+    return chosen(model, {OWN: ways}, kept_back, keep, batch_size=batch_size)[OWN]
 
 
-def scaled(bias: HeadBias, scale: float) -> HeadBias:
-    """All its numbers times ``scale``."""
-    return HeadBias(bias.inside * scale, None if bias.outside is None else bias.outside * scale)
+def _part(task: Task, *, kept_back: bool) -> Task:
+    """Every third prompt, or the others; all of a task that has too few for that."""
+    own = tuple(each for i, each in enumerate(task.prompts) if (i % 3 == 2) is kept_back)
+    return replace(task, prompts=own) if len(task) > 2 else task
+
+
+def _between(start: float, bias: HeadBias, share: float) -> HeadBias:
+    """From ``start`` for all heads, at a share of 0, to what was learnt, and beyond."""
+    inside = start + share * (bias.inside - start)
+    return HeadBias(inside, None if bias.outside is None else share * bias.outside)
 
 
 @dataclass(frozen=True)

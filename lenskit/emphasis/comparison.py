@@ -13,14 +13,13 @@ import pandas as pd
 from lenskit._arguments import whole
 from lenskit.attention import Heads, Knockout, Pasta, Span
 from lenskit.emphasis.choosing import (
-    SCALES,
+    OWN,
     chosen,
     families,
-    learnt_bias,
+    learnt_way,
     oracle,
     profiled,
     projections_of,
-    scaled,
 )
 from lenskit.emphasis.distractors import distractor_span
 from lenskit.emphasis.keeping import Keeping, keeping
@@ -37,12 +36,12 @@ from lenskit.emphasis.ways import (
 from lenskit.models import model_fingerprint
 from lenskit.profiling import random_like
 from lenskit.study import experiments
-from lenskit.tasks import Task, TaskPrompt
+from lenskit.tasks import TaskPrompt
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-FEW_SHOT, NOTHING, PASTA, OWN = "few-shot", "nothing", "PASTA, profiled heads", "learnt bias"
+FEW_SHOT, NOTHING, PASTA = "few-shot", "nothing", "PASTA, profiled heads"
 RIVALS = (PASTA, "PASTA, all heads", "InstABoost", "Spotlight, as published", "SEKA")
 """What is published, for a target that compares with the best of it."""
 _SHOTS = 3
@@ -59,8 +58,8 @@ class Sizes:
     number: int = 32
     nearer: int = 12
     exercises: int = 20
-    samples: int = 24
-    steps: int = 60
+    samples: int = 48
+    steps: int = 120
     contrasts: int = 64
     ks: tuple[int, ...] = (4, 8, 16)
     draws: int = 3
@@ -183,7 +182,7 @@ def all_ways(
     )
     pasta = policies[PASTA]
     assert isinstance(pasta.policy, Pasta) and pasta.heads is not None
-    own = own_ways(model, train, sizes, keep, batch_size)
+    own = learnt_way(model, train, keep, steps=sizes.steps, seed=sizes.seed, batch_size=batch_size)
     drawn = random_like(pasta.heads, every, number=sizes.draws, by_block=True, seed=sizes.seed)
     anywhere = random_like(pasta.heads, every, number=1, seed=sizes.seed)
     shown = partial(with_examples, model, _SHOTS, sizes.seed)
@@ -208,24 +207,10 @@ def all_ways(
         replace(
             pasta, name="PASTA with few-shot, on the examples", change=shown, where=examples_span
         ),
-        *own,
+        own,
+        replace(own, name=f"{OWN} with few-shot", change=shown),
         *([replace(pasta, name="oracle of heads (optimistic)", heads=best)] if len(best) else []),
     ]
-
-
-def own_ways(
-    model: TransformerBridge,
-    train: Sequence[Task],
-    sizes: Sizes,
-    keep: Keeping,
-    batch_size: int,
-) -> list[Way]:
-    """The learnt bias at the scale that does best on the train prompts, alone and with examples."""
-    bias = learnt_bias(model, train, keep, steps=sizes.steps, seed=sizes.seed)
-    tried = [Way(f"times {scale:g}", scaled(bias, scale)) for scale in SCALES]
-    found = chosen(model, {OWN: tried}, train, keep, batch_size=batch_size)[OWN]
-    shown = partial(with_examples, model, _SHOTS, sizes.seed)
-    return [found, replace(found, name=f"{OWN} with few-shot", change=shown)]
 
 
 def knocked(model: TransformerBridge, prompt: TaskPrompt, changed: TaskPrompt) -> Span | None:

@@ -20,8 +20,8 @@ from lenskit.emphasis.adaptations import (
     soft_prompt,
     steering_vectors,
 )
-from lenskit.emphasis.choosing import ALPHAS, SCALES, chosen, learnt_bias, profiled, scaled
-from lenskit.emphasis.comparison import FEW_SHOT, NOTHING, OWN, PASTA, Sizes
+from lenskit.emphasis.choosing import ALPHAS, OWN, chosen, learnt_way, profiled
+from lenskit.emphasis.comparison import FEW_SHOT, NOTHING, PASTA, Sizes
 from lenskit.emphasis.contrastive import mean_difference
 from lenskit.emphasis.keeping import Keeping, keeping
 from lenskit.emphasis.soft import inserted
@@ -172,9 +172,15 @@ class _Made:
             way = self._chosen(name, ways)
             return way, len(way.heads or ())
         if name == OWN:
-            bias = learnt_bias(model, self.train, self.keep, steps=sizes.steps, seed=sizes.seed)
-            ways = [Way(f"times {scale:g}", scaled(bias, scale)) for scale in SCALES]
-            return self._chosen(name, ways), 2 * bias.inside.numel()
+            way = learnt_way(
+                model,
+                self.train,
+                self.keep,
+                steps=sizes.steps,
+                seed=sizes.seed,
+                batch_size=self.batch_size,
+            )
+            return way, 2 * model.cfg.n_layers * model.cfg.n_heads
         if name in TRAINED:
             found = TRAINED[name](model, self.train, steps=sizes.steps, seed=sizes.seed)
             return adapted(name, found), found.parameters

@@ -62,7 +62,7 @@ def made_up(monkeypatch, model):
             return order
 
         monkeypatch.setattr(module, "profiled", profiled)
-        monkeypatch.setattr(module, "learnt_bias", lambda *given, **options: bias)
+    monkeypatch.setattr(choosing, "learn_head_bias", lambda *given, **options: bias)
     projections = choosing.projections_of(model, 4, 0)
     monkeypatch.setattr(comparison, "projections_of", lambda *given, **options: projections)
     monkeypatch.setattr(

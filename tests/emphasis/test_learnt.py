@@ -44,7 +44,9 @@ def test_the_loss_is_that_of_the_targets_tokens_and_the_end(model):
     found = target_losses(model, own.prompts).detach()
     for prompt, value in zip(own.prompts, found.tolist(), strict=True):
         tokens, wanted = with_targets(model, [prompt])
-        logits = model(tokens.input_ids, attention_mask=tokens.attention_mask)[0].log_softmax(-1)
+        with torch.no_grad():
+            logits = model(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
+        logits = logits.log_softmax(-1)
         places = wanted[0].nonzero()[:, 0]
         assert tokens.input_ids[0, -1] == model.tokenizer.eos_token_id
         said = [-float(logits[place - 1, tokens.input_ids[0, place]]) for place in places]
