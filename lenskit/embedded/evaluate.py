@@ -32,6 +32,7 @@ from lenskit.embedded.evaluation import (
     Scale,
     Subject,
     kept,
+    rewritten,
     rows,
 )
 
@@ -92,6 +93,7 @@ def measured(subject: Subject, parts: list[str], workers: int, console: Console)
         found[part] = measure(part, subject)
         if seconds.get(part, 0.0) > found[part]["seconds"]:
             found[part]["seconds"] = seconds[part]
+            rewritten(subject.work / f"{part}.json", found[part])
         console.print(f"{part}: {found[part]['seconds']:.0f} s")
     return found
 

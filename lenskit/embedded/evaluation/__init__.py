@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lenskit.embedded.evaluation.answers import answers
-from lenskit.embedded.evaluation.subject import FULL, QUICK, Scale, Subject, kept
+from lenskit.embedded.evaluation.subject import FULL, QUICK, Scale, Subject, kept, rewritten
 from lenskit.embedded.evaluation.table import BY_CONCEPT, PARTS, Row, rows
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "Subject",
     "answers",
     "kept",
+    "rewritten",
     "rows",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import combinations, product
 from random import Random
 from typing import Any
@@ -16,15 +16,8 @@ from lenskit.generation import SteeringRow, generate_steered
 from lenskit.labels import GRADED
 from lenskit.vectors import ConceptVectors
 
-
-def added(a: ConceptVectors, b: ConceptVectors) -> ConceptVectors:
-    """The sum of two concepts' vectors in the model's own unit: steer it with ``relative=False``.
-
-    Each is scaled by the block's mean residual norm first, so that a coefficient means the same as
-    for the two alone.
-    """
-    parts = [v.directions * v.resid_norm[:, None] for v in (a, b)]
-    return replace(a, directions=parts[0] + parts[1])
+# What the prefix itself adds is 1.
+DISPLACEMENTS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 
 def one_for_all(
@@ -50,10 +43,21 @@ def one_for_all(
     }
 
 
-def sums(subject: Subject) -> dict[str, Any]:
+def _way(
+    subject: Subject, closing: bool
+) -> tuple[Sequence[float], Callable[[Concept], ConceptVectors]]:
+    """The coefficients that are tried, and what makes a concept's vectors."""
+    if closing:
+        return DISPLACEMENTS, cache(subject.closing_vectors)
+    return subject.scale.coefficients, subject.vectors
+
+
+def sums(subject: Subject, *, closing: bool = False) -> dict[str, Any]:
     """Two vectors of different classes on bare statements where both concepts are active.
 
     The share of answers that parse and show both concepts, one coefficient for all pairs.
+    ``closing``: each closing token has its own vector, in displacements, instead of the
+    attention-guided one for all tokens, in mean residual norms.
     """
     grammar, random = subject.grammar, Random(subject.seed)
     pairs = [
@@ -75,15 +79,15 @@ def sums(subject: Subject) -> dict[str, Any]:
                 for topic in random.choices(shared, k=subject.scale.statements)
             ]
         )
-    coefficients = subject.scale.coefficients
-    joint = [added(*(subject.vectors(concept) for concept in pair)) for pair in chosen]
+    coefficients, vectors_of = _way(subject, closing)
+    joint = [vectors_of(a) + vectors_of(b) for a, b in chosen]
     rows = [
         SteeringRow(question, vectors, coefficient)
         for coefficient in coefficients
         for vectors, questions in zip(joint, asked, strict=True)
         for question in questions
     ]
-    texts = iter(generate_steered(subject.model, rows, relative=False))
+    texts = iter(generate_steered(subject.model, rows, relative=True))
     both: list[list[float]] = []
     either: list[list[float]] = []
     for _ in coefficients:
@@ -105,14 +109,16 @@ def _voices(text: str) -> tuple[set[tuple[str, str]], bool]:
     return {(e.concept_class, e.name) for e in entries}, not rest
 
 
-def negative(subject: Subject) -> dict[str, Any]:
+def negative(subject: Subject, *, closing: bool = False) -> dict[str, Any]:
     """Test questions after the prefix, steered against it: neutral and well formed.
 
-    One coefficient for all concepts. ``still on concept``: at that coefficient.
+    One coefficient for all concepts. ``still on concept``: at that coefficient. ``closing`` as in
+    ``sums``.
     """
-    coefficients = [-c for c in subject.scale.coefficients]
+    tried, vectors_of = _way(subject, closing)
+    coefficients = [-c for c in tried]
     rows = [
-        SteeringRow(question, subject.vectors(concept), coefficient, concept.prefix)
+        SteeringRow(question, vectors_of(concept), coefficient, concept.prefix)
         for coefficient, concept in product(coefficients, subject.concepts)
         for question in concept.questions
     ]

@@ -23,6 +23,7 @@ from lenskit.embedded.measures import measured_concepts
 from lenskit.labels import soft_labels
 from lenskit.models import load_model
 from lenskit.prompts import build_prompts
+from lenskit.recipes import INCREMENTS, recipes
 from lenskit.selector import select_tokens
 from lenskit.vectors import ConceptVectors, SoftCovariance, fit_vectors
 
@@ -146,6 +147,14 @@ class Subject:
             temporary.replace(file)
         return ConceptVectors.load(file)
 
+    def closing_vectors(self, concept: Concept) -> ConceptVectors:
+        """Each closing token its own vector, in all blocks by increments, in displacements."""
+        recipe = replace(recipes["lenskit"], token="each", blocks=INCREMENTS)
+        captured = self.capture(concept)
+        return fit_vectors(
+            captured, recipe=recipe, model=self.model, seed=self.seed, progress=False
+        )
+
     def file(self, part: str, concept: Concept, suffix: str = "json") -> Path:
         """Where a part keeps what it found of one concept."""
         folder = self.work / part
@@ -157,12 +166,16 @@ class Subject:
 def kept(file: Path, make: Callable[[], dict]) -> dict:
     """What ``file`` holds; if there is none, it is made and written, whole or not at all."""
     if not file.exists():
-        found = make()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(found, indent=1))
-        temporary.replace(file)
+        rewritten(file, make())
     return json.loads(file.read_text())
+
+
+def rewritten(file: Path, found: Mapping[str, Any]) -> None:
+    """Write ``file``, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(found, indent=1))
+    temporary.replace(file)
 
 
 def mean(values: Sequence[float]) -> float:

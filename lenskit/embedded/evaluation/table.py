@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -31,6 +32,8 @@ PARTS: Mapping[str, Part] = MappingProxyType(
         "optimised": optimised,
         "sums": sums,
         "negative": negative,
+        "closing sums": partial(sums, closing=True),
+        "closing negative": partial(negative, closing=True),
     }
 )
 BY_CONCEPT = ("gating", "steering", "few prompts", "blocks", "optimised")
@@ -243,11 +246,19 @@ def _selected(found: Found) -> list[Row]:
     ]
 
 
-def _arithmetic(found: Found, part: str, what: str, of: str) -> list[Row]:
+def _arithmetic(found: Found, part: str) -> list[Row]:
     own = found[part]
+    what, of = {
+        "sums": ("sum of two vectors: both shown", "pairs"),
+        "negative": (
+            "negative coefficient against a prefix: neutral and well formed",
+            "concepts, five questions each",
+        ),
+    }[part.removeprefix("closing ")]
+    made = "each closing token its own" if part.startswith("closing") else "attention-guided"
     return [
         Row(
-            f"{what}, one coefficient ({own['coefficient']:g}) for all",
+            f"{what}, {made}, one coefficient ({own['coefficient']:g}) for all",
             ">= 0.60",
             f"{own['score']:.3f} ({own['held out']:.3f} where chosen on others)",
             own["score"] >= 0.6,
@@ -330,19 +341,10 @@ _ROWS: tuple[tuple[tuple[str, ...], Callable[[Found], list[Row]]], ...] = (
     (("steering", "few prompts"), _labels),
     (("steering",), _gating_steers),
     (("gating",), _selected),
-    (
-        ("sums",),
-        lambda found: _arithmetic(found, "sums", "sum of two vectors: both shown", "pairs"),
-    ),
-    (
-        ("negative",),
-        lambda found: _arithmetic(
-            found,
-            "negative",
-            "negative coefficient against a prefix: neutral and well formed",
-            "concepts, five questions each",
-        ),
-    ),
+    (("sums",), partial(_arithmetic, part="sums")),
+    (("closing sums",), partial(_arithmetic, part="closing sums")),
+    (("negative",), partial(_arithmetic, part="negative")),
+    (("closing negative",), partial(_arithmetic, part="closing negative")),
     (("instructions",), _instructions),
     (("knowledge",), _knowledge),
     (("blocks",), _blocks),
