@@ -53,6 +53,8 @@ VARIANTS = tuple(
             *BY_TOKEN,
             *(Variant("attention", labels, learner, "all") for labels, learner in LABELS),
             *(replace(variant, learner="rfm") for variant in BY_TOKEN),
+            *(replace(v, labels="hard", learner="mean difference") for v in BY_TOKEN),
+            *(replace(v, labels="hard", learner="rfm") for v in BY_TOKEN[:2]),
             *CONTROLLED,
         )
     )

@@ -105,11 +105,11 @@ INCREMENTS = "increments"
 class _Recipes(Mapping[str, Recipe]):
     """The named recipes.
 
-    ``"default"``: what the comparison on 105 concepts recommends (``data/results``). The
-    attention-guided token beats every fixed one with each learner; the learner is the covariance
-    with the labels, which for hard labels *is* the mean difference, and does as well as the best
-    and costs one matrix product; coefficients are relative, since residual norms differ between
-    blocks and models.
+    ``"default"``: what the comparison on 105 concepts recommends (``data/results``) of what needs
+    no look at the model. The attention-guided token, since which fixed one is good differs between
+    models; soft labels, which help where attention follows activity and change little elsewhere;
+    the covariance with the labels, which does as well as the best learner and costs one matrix
+    product; coefficients are relative, since residual norms differ between blocks and models.
 
     ``"paper"``: attention-guided steering as published (arXiv 2602.00333): Eq. 3, Eq. 4, RFM, all
     blocks but the first, all tokens, absolute coefficients, which are to be given since they
@@ -157,7 +157,7 @@ recipes: Mapping[str, Recipe] = _Recipes(
     Recipe(
         name="default",
         token="attention",
-        labels="hard",
+        labels="soft",
         learner="covariance",
         unit_rows="all",
         scale_validation=False,

@@ -51,7 +51,7 @@ def test_a_study_takes_its_concepts_questions_and_phrases_from_one_file(own, mod
     tea = answers[(answers.concept == "tea") & ~answers.reason.isin(["repeating", "unfinished"])]
     words = tea.answer.str.lower().str.findall(r"\w+")
     assert [bool({"a", "e", "i"} & set(w)) for w in words] == list(tea.score.astype(bool))
-    assert set(answers.labels) == {"hard"} and set(answers.learner) == {"covariance"}
+    assert set(answers.labels) == {"soft"} and set(answers.learner) == {"covariance"}
 
 
 def test_some_concepts_of_a_file_can_be_named(own, model):
@@ -122,7 +122,7 @@ def test_fitted_vectors_are_those_of_the_steps_and_keep_their_concept(vectors, o
     expected = lk.fit_vectors(capture, learner="ridge", progress=False)
     found = lk.ConceptVectors.load(vectors, model)
     assert found.directions.allclose(expected.directions)
-    assert found.concept == file["tea"] and found.labels == "hard"
+    assert found.concept == file["tea"] and found.labels == "soft"
 
 
 def test_steering_prints_unsteered_beside_steered_answers(vectors, model):

@@ -39,7 +39,7 @@ PROMPTS = 160
 COEFFICIENTS = (0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.13)
 NULLS: tuple[Null, ...] = get_args(Null)
 BY_TOKEN = tuple(
-    Variant(token, "hard", "mean difference", "all")
+    Variant(token, "soft", "covariance", "all")
     for token in ("attention", "-1", "-2", "-3", "-4", "-5")
 )
 BY_LABELS = (
@@ -79,7 +79,7 @@ class Demo:
         return {
             "steerability_by_token": figures.steerability_bars(
                 _rows(table, (*BY_TOKEN, *CONTROLLED)),
-                title="Steerability by token choice (hard labels, mean difference)",
+                title="Steerability by token choice (soft labels, covariance)",
             ),
             "steerability_by_labels": figures.steerability_bars(
                 _rows(table, (*BY_LABELS, *CONTROLLED)),

@@ -41,7 +41,7 @@ class Variant(Displayed):
     ``ValueError`` for anything else.
 
     >>> Variant(token="-1").labels
-    'hard'
+    'soft'
     """
 
     token: str = DEFAULT.token

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lenskit.study import Study, Variant, paired_differences, score_table
 
-FIRST, SECOND, NOTHING = Variant(), Variant(labels="soft"), Variant(control="unsteered")
+FIRST, SECOND, NOTHING = Variant(), Variant(labels="hard"), Variant(control="unsteered")
 
 
 def study(shares: dict[Variant, list[float]]) -> Study:
@@ -67,5 +67,5 @@ def test_the_table_for_the_terminal_shows_differences_and_the_share_of_steerable
     shares = study({FIRST: [0.0, 0.2, 0.5], SECOND: [0.1, 0.3, 0.6], NOTHING: [0, 0, 0]})
     out = StringIO()
     Console(file=out, width=120).print(score_table(shares.compare(), paired_differences(shares)))
-    soft = next(line for line in out.getvalue().splitlines() if "soft" in line)
-    assert "+10.0 [+10.0, +10.0]" in soft and "100 %" in soft
+    hard = next(line for line in out.getvalue().splitlines() if "hard" in line)
+    assert "+10.0 [+10.0, +10.0]" in hard and "100 %" in hard

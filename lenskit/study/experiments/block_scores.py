@@ -42,7 +42,7 @@ class EnrichmentScore:
 
 def held_out_correlation(bench: Bench) -> Float[Tensor, " layer"]:
     """Correlation of the vector's projection with the labels of the validation prompts."""
-    vectors = bench.vectors(Variant("attention", "hard"))
+    vectors = bench.vectors(Variant())
     assert vectors is not None
     return vectors.validation
 

@@ -45,7 +45,7 @@ def blocks(model: Model, concepts: Iterable[Concept] | Concept, **options: Any) 
         ways = _ways(run.shape.blocks)
         alone = [_alone(block) for block in run.shape.some_blocks]
         measure = Measure("block scores", _scores)
-        own = Variant("attention", "hard")
+        own = Variant()
         everything = [*ways, *controls(own, several=run.several), *alone]
         run.prepare(*everything, measure)
         answers, scores = run.answers(everything), run.measured(measure)
@@ -67,7 +67,7 @@ def blocks(model: Model, concepts: Iterable[Concept] | Concept, **options: Any) 
 
 
 def _ways(number: int) -> list[Way]:
-    own = Variant("attention", "hard")
+    own = Variant()
     ways = [Way("all blocks", Fitted(own), columns={"chosen by": "all", "k": number})]
     k = 1
     while k < number:
@@ -85,7 +85,7 @@ def _ways(number: int) -> list[Way]:
 
 
 def _alone(block: int) -> Way:
-    made = Fitted(Variant("attention", "hard", blocks=str(block)))
+    made = Fitted(Variant(blocks=str(block)))
     return Way(f"block {block}", made, columns={"chosen by": "alone", "k": 1})
 
 

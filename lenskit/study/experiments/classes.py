@@ -22,7 +22,7 @@ from lenskit.study.experiments.setting import Setting
 from lenskit.study.experiments.ways import Fitted, Way, controls
 from lenskit.study.ways import Variant
 
-_OWN = Variant("attention", "hard")
+_OWN = Variant()
 _RECIPE, _EACH = "the recipe", "each closing token its own vector"
 
 

@@ -22,10 +22,11 @@ from lenskit.study.experiments.ways import Fitted, Way, controls
 from lenskit.study.ways import Variant
 
 RECIPES = {
-    "covariance": Variant("attention", "hard", "covariance"),
-    "ridge": Variant("attention", "hard", "ridge"),
-    "rfm, soft labels": Variant("attention", "soft", "rfm"),
-    "each closing token, covariance": Variant("each", "hard", "covariance"),
+    "covariance": Variant(),
+    "covariance, hard labels": Variant(labels="hard"),
+    "ridge": Variant(learner="ridge"),
+    "rfm": Variant(learner="rfm"),
+    "each closing token, covariance": Variant("each"),
 }
 
 

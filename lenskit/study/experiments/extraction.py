@@ -140,7 +140,7 @@ class FromAnswers:
             )
             for answers in (told.shown, told.plain)
         ]
-        made = bench.vectors(Variant("attention", "hard"))
+        made = bench.vectors(Variant())
         assert made is not None
         return replace(
             made,

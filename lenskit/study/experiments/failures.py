@@ -23,7 +23,7 @@ from lenskit.study.experiments.ways import Fitted, OfAnother, Way, controls
 from lenskit.study.ways import Variant
 from lenskit.vectors import ConceptVectors, fit_vectors
 
-_OWN = Variant("attention", "hard")
+_OWN = Variant()
 _TOO_MUCH, _TOO_LITTLE = 6.0, 0.1
 _SIGNATURE = ("unchanged", "repeated", "divergence")
 
@@ -37,7 +37,7 @@ class LeastAttentive:
         attention = pool_heads(captured.attention_to_prefix[captured.prompts.has_prefix], "mean")
         index = attention.amax(dim=0).argmin(dim=-1)
         tokens = TokenSelection(index, captured.candidates, "argmin of attention to the prefix")
-        return fit_vectors(captured, tokens, "hard", seed=bench.seed, progress=False)
+        return fit_vectors(captured, tokens, seed=bench.seed, progress=False)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from lenskit.study.experiments.ways import Fitted, Way, controls
 from lenskit.study.ways import Variant
 from lenskit.vectors import LEARNERS, ConceptVectors, RecursiveFeatureMachine, fit_vectors
 
-_OWN = Variant("attention", "hard")
+_OWN = Variant()
 OPTIMISED = "optimised vector, one block"
 
 
@@ -38,9 +38,7 @@ class Compared:
     def __call__(self, bench: Bench, setting: Setting) -> Sequence[Row]:
         rows: list[Row] = []
         for name, learner in self.learners.items():
-            fit = partial(
-                fit_vectors, bench.capture, "attention", "hard", learner=learner(), progress=False
-            )
+            fit = partial(fit_vectors, bench.capture, learner=learner(), progress=False)
             try:
                 rows.append({"what": "seconds", "way": name, "value": seconds_of(fit, "cpu")})
             except ValueError:
@@ -67,7 +65,7 @@ class Compared:
 def learners(
     model: Model, concepts: Iterable[Concept] | Concept, *, steps: int = 60, **options: Any
 ) -> Experiment:
-    """Every learner on hard labels of the attention-guided token, in all blocks, and a ceiling.
+    """Every learner on the default labels and token, in all blocks, and a ceiling.
 
     The ceiling is a vector of one block (that with the least loss of at most eight) that is
     optimised on the model's own answers to other questions, in ``steps`` steps. Of the Recursive

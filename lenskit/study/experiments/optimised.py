@@ -74,7 +74,7 @@ class OptimisedVector:
     steps: int = 60
 
     def __call__(self, bench: Bench) -> ConceptVectors | None:
-        made = bench.vectors(Variant("attention", "hard"))
+        made = bench.vectors(Variant())
         assert made is not None
         pairs = expressing(bench, self.judge).pairs
         found = optimise(

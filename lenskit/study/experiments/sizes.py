@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lenskit.study.experiments.scores import CONCEPT, by_concept, chosen_elsewhe
 from lenskit.study.experiments.ways import Fitted, Way, controls
 from lenskit.study.ways import Variant
 
-_OWN = Variant("attention", "hard")
+_OWN = Variant()
 _ALL, _ONE, _PROMPTED = "steered, all blocks", "steered, one block", "prompted"
 _STEERED = "steered alone, held out"
 
@@ -143,7 +144,7 @@ def _of(
     """One model: a row for each concept, rows by block, and what it is."""
     with begun("sizes", model, concepts, options) as run:
         alone = [
-            Way(f"block {block}", Fitted(Variant("attention", "hard", blocks=str(block))))
+            Way(f"block {block}", Fitted(replace(_OWN, blocks=str(block))))
             for block in run.shape.some_blocks
         ]
         everything = [Way(_ALL, Fitted(_OWN)), *controls(_OWN, several=False), *alone]

@@ -58,8 +58,8 @@ def _name(token: str) -> str:
 
 
 def _way(token: str, block: int | None = None) -> Way:
-    """Hard labels and the recipe's learner, in all blocks or in one."""
-    variant = Variant(token, "hard")
+    """The default labels and learner, in all blocks or in one."""
+    variant = Variant(token)
     if block is None:
         return Way(_name(token), Fitted(variant), columns={"token": token, "blocks": "all"})
     columns = {"token": token, "blocks": str(block)}

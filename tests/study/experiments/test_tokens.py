@@ -25,7 +25,7 @@ def found(tmp_path_factory):
 
 def vectors_of(model, concept, token):
     prompts = build_prompts(model, concept, number=24, statements=OPTIONS["statements"])
-    return fit_vectors(capture(model, prompts, progress=False), token, "hard", progress=False)
+    return fit_vectors(capture(model, prompts, progress=False), token, progress=False)
 
 
 def test_answers_equal_those_of_the_steps_taken_one_by_one(found):
