@@ -61,6 +61,7 @@ VARIANTS = tuple(
 )
 
 
+LEARNERS = ("covariance", "rfm")  # which every token is read with
 # The token's vectors in one block, and the labels that they are compared with.
 TOKENS = ("each", "attention")
 ONE_BLOCK_LABELS = ("hard", "soft", "gating", "true activity")
@@ -132,6 +133,24 @@ def markdown(study: Study, head: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def by_token(study: Study, learner: str) -> str:
+    """The attention-guided token less each fixed one, soft labels and the same learner."""
+    guided = Variant("attention", "soft", learner, "all")
+    table = paired_differences(study, guided).query(
+        "labels == 'soft' and learner == @learner and blocks == 'all' and control == ''"
+    )
+    lines = [
+        f"The attention-guided token less each fixed one, soft labels, {learner}, held out:",
+        "",
+        "| token | difference |",
+        "| --- | --- |",
+    ]
+    for row in table[table["token"].str.startswith("-")].to_dict("records"):
+        mean, low, high = (-100 * row[key] for key in ("difference", "high", "low"))
+        lines.append(f"| {row['token']} | {mean:+.1f} [{low:+.1f}, {high:+.1f}] |")
+    return "\n".join(lines) + "\n"
+
+
 def main(
     number: Annotated[int, typer.Option("--concepts", help="of each class")] = 21,
     shard: str = "0/1",
@@ -176,7 +195,8 @@ def main(
         "`python -m benchmarks.comparison`"
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(markdown(study, head), encoding="utf-8")
+    text = "\n".join((markdown(study, head), *(by_token(study, learner) for learner in LEARNERS)))
+    out.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
