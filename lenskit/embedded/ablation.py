@@ -27,7 +27,9 @@ from lenskit.embedded.train import train_and_save
 from lenskit.models import load_model
 from lenskit.scoring import mean_interval
 
-REDUCED = Recipe(steps=1300, concepts=80, size=Size(blocks=6, d_model=128))
+REDUCED = Recipe(
+    steps=1300, narrow_from=0.4, hidden_from=0.55, concepts=80, size=Size(blocks=6, d_model=128)
+)
 
 
 def ablated(recipe: Recipe = REDUCED) -> dict[str, Recipe]:
