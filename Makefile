@@ -18,7 +18,7 @@ TORCH ?= torch==2.13.0
 OUT ?=
 MAKEFLAGS += --no-print-directory
 
-EXPERIMENTS ?= tokens labels blocks proxy where learners classes cost failures open-prefix recipe
+EXPERIMENTS ?= tokens labels blocks proxy where learners classes cost failures open-prefix recipe loop
 EMPHASIS ?= policies field sources heads
 
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 NAMES = (
     *("tokens", "labels", "blocks", "proxy", "where", "learners", "classes", "cost", "failures"),
-    *("open-prefix", "recipe", "sizes", "beyond-text"),
+    *("open-prefix", "recipe", "loop", "sizes", "beyond-text"),
 )
 TRAINED = Path(".lenskit-train/sizes")
 

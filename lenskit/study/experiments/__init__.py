@@ -20,6 +20,7 @@ from lenskit.study.experiments.cost import cost
 from lenskit.study.experiments.failures import failures
 from lenskit.study.experiments.labels import labels
 from lenskit.study.experiments.learners import learners
+from lenskit.study.experiments.loop import loop
 from lenskit.study.experiments.motif_bench import motif_model
 from lenskit.study.experiments.motifs import Motifs, train_motifs
 from lenskit.study.experiments.open_prefix import open_prefix
@@ -45,6 +46,7 @@ EXPERIMENTS: Mapping[str, Callable[..., Experiment]] = MappingProxyType(
         "failures": failures,
         "open-prefix": open_prefix,
         "recipe": recipe,
+        "loop": loop,
     }
 )
 """Every experiment on one model, by the name that ``lenskit experiment`` knows it by.
@@ -67,6 +69,7 @@ __all__ = [
     "failures",
     "labels",
     "learners",
+    "loop",
     "model_folders",
     "motif_model",
     "open_prefix",
