@@ -14,6 +14,10 @@ from lenskit.cli.common import app, mistakes, show
 _OTHERS = {
     "ablation": "python -m lenskit.embedded.ablation",
     "diagnosis": "python -m benchmarks.diagnosis --out {folder}",
+    **{
+        name: f"lenskit emphasis {name} --out {{folder}}"
+        for name in ("policies", "field", "sources", "heads")
+    },
 }
 
 

@@ -170,6 +170,12 @@ def ablation_table():
     )
 
 
+def tasks_table():
+    """As tables of tasks are: prompts are counted, and tasks stand in the place of classes."""
+    found = table_of({"nothing": {}, "PASTA": {}}, ["profiled", "not profiled", "score"])
+    return found.rename(columns={"concept_class": "task", "concepts": "n"})
+
+
 def rendered(figure: Figure) -> Figure:
     figure.savefig(BytesIO(), format="png")
     return figure
@@ -197,8 +203,11 @@ def saved(tmp_path_factory):
         **{"failures": failed, "failures-causes": causes},
         **{"sizes": summary, "sizes-by-block": blocks, "ablation": ablation_table()},
     }
-    for name in ("learners", "open-prefix", "where", "beyond-text"):
+    for name in ("learners", "open-prefix", "where", "beyond-text", "recipe"):
         tables[name] = tokens_table()
+    for name in ("policies", "field", "sources", "heads"):
+        tables[name] = tasks_table()
+    tables["loop"] = table_of({"always": {}, "below the band": {}}, ["score", "less fluent"])
     tables |= {"diagnosis": causes, "diagnosis-rightly": failed}
     assert {drawing.of for drawing in DRAWINGS.values()} <= set(tables)
     for name, table in tables.items():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -32,7 +33,14 @@ class Drawing:
     parts: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
+def tasks_compared(table: pd.DataFrame, **options: Any) -> Figure:
+    """``ways_compared`` for prompts of tasks in the place of concepts."""
+    named = table.rename(columns={"task": "concept_class", "n": "concepts"})
+    return ways_compared(named, unit="prompts", **options)
+
+
 PROXIES = ("AUROC",)
+_ASKED = ("not profiled", "profiled")
 DRAWINGS: Mapping[str, Drawing] = MappingProxyType(
     {
         "tokens": Drawing("tokens", ways_compared, "Which token a concept is read from"),
@@ -55,6 +63,36 @@ DRAWINGS: Mapping[str, Drawing] = MappingProxyType(
             classes_compared,
             "Which concepts cannot be steered, and why",
             {"reasons": "classes-reasons", "predictors": "classes-predictors"},
+        ),
+        "recipe": Drawing(
+            "recipe",
+            partial(ways_compared, beside=("fixed coefficient", "less fluent")),
+            "Recipes, and one part of lenskit's removed at a time",
+        ),
+        "loop": Drawing(
+            "loop",
+            partial(ways_compared, measures=("score",), beside=("less fluent", "strength")),
+            "Steering only while it is needed",
+        ),
+        "policies": Drawing(
+            "policies",
+            partial(tasks_compared, measures=_ASKED, beside=("unrelated",)),
+            "What makes a model look at a part of its prompt",
+        ),
+        "field": Drawing(
+            "field",
+            partial(tasks_compared, measures=_ASKED, beside=("unrelated",)),
+            "Ways to teach a model a few prompts",
+        ),
+        "sources": Drawing(
+            "sources",
+            partial(tasks_compared, measures=("score",), beside=("repeated",)),
+            "Where a steering vector comes from",
+        ),
+        "heads": Drawing(
+            "heads",
+            partial(tasks_compared, measures=("score",)),
+            "Which heads are worth it",
         ),
         "sizes": Drawing(
             "sizes-by-block", depth_by_size, "Depth, by size or training", {"summary": "sizes"}

@@ -68,7 +68,7 @@ def ways_compared(
     rows_named(panels[0], order)
     said = concept_class if concept_class != "all" else ""
     panels[0].set_xlabel(
-        f"mean, 95 % interval (n = {number_of(own)} {said} {unit})".replace("  ", " ")
+        f"mean, 95 % interval (n = {number_of(main)} {said} {unit})".replace("  ", " ")
     )
     rest = iter(panels[1:])
     if compared:
@@ -88,7 +88,7 @@ def ways_compared(
         axes.grid(axis="y", color=PALE, linewidth=0.5)
     _key(figure, shown, bool(set(order) & set(grey)))
     figure.suptitle(plain(title), x=0.01, ha="left", fontsize=11)
-    figure.alt = _alt(main, order, by, shown[-1])
+    figure.alt = _alt(main, order, by, shown[-1], unit)
     return figure
 
 
@@ -130,11 +130,9 @@ def _reference(main: pd.DataFrame) -> str | None:
     return None if not named else named[0] if len(named) == 1 else ""
 
 
-def _alt(main: pd.DataFrame, order: Sequence[str], by: str, measure: str) -> str:
+def _alt(main: pd.DataFrame, order: Sequence[str], by: str, measure: str, unit: str) -> str:
     means = main.set_index(by)["mean"].to_dict()
     said = [
         f"{way} {means[way]:.2f}" for way in order if means.get(way, float("nan")) == means.get(way)
     ]
-    return (
-        f"{measure} of {len(order)} ways, mean over {number_of(main)} concepts: {'; '.join(said)}"
-    )
+    return f"{measure} of {len(order)} ways, mean over {number_of(main)} {unit}: {'; '.join(said)}"
