@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -33,4 +34,19 @@ def save_figure(figure: Figure, file: str | Path) -> list[Path]:
         for ending in FORMATS:
             written.append(file.with_name(f"{file.name}.{ending}"))
             figure.savefig(written[-1], format=ending, metadata=told[ending])
+    _number_clips(written[0])
     return written
+
+
+def _number_clips(file: Path) -> None:
+    """Number the clip paths of an SVG in their order.
+
+    Their ids are hashes of bounds whose last bits differ from run to run.
+    """
+    text = file.read_text(encoding="utf-8")
+    ids = list(dict.fromkeys(re.findall(r'clipPath id="(p[0-9a-f]+)"', text)))
+    numbers = {own: f"clip{place}" for place, own in enumerate(sorted(ids, key=text.index))}
+    text = re.sub(
+        r'(clipPath id="|url\(#)(p[0-9a-f]+)', lambda found: found[1] + numbers[found[2]], text
+    )
+    file.write_text(text, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from io import BytesIO
 
@@ -382,6 +383,9 @@ def test_files_are_the_same_bytes_at_every_run(tmp_path, saved):
         assert one.read_bytes() == other.read_bytes()
     text = first[0].read_text(encoding="utf-8")
     assert "<dc:date>" not in text and "held out of 6 ways" in text
+    clips = set(re.findall(r'clipPath id="(\w+)"', text))
+    assert clips and clips == {f"clip{i}" for i in range(len(clips))}
+    assert set(re.findall(r"url\(#(\w+)\)", text)) == clips
 
 
 def test_the_command_draws_what_is_there_and_says_what_is_missing(tmp_path, saved):
