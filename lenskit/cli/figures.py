@@ -10,14 +10,12 @@ import typer
 
 from lenskit._data import data_path
 from lenskit.cli.common import app, mistakes, show
+from lenskit.cli.emphasis import TASK_EXPERIMENTS
 
 _OTHERS = {
     "ablation": "python -m lenskit.embedded.ablation",
     "diagnosis": "python -m benchmarks.diagnosis --out {folder}",
-    **{
-        name: f"lenskit emphasis {name} --out {{folder}}"
-        for name in ("policies", "field", "sources", "heads")
-    },
+    **{name: f"lenskit emphasis {name} --out {{folder}}" for name in TASK_EXPERIMENTS},
 }
 
 

@@ -44,8 +44,8 @@ def _number_clips(file: Path) -> None:
     Their ids are hashes of bounds whose last bits differ from run to run.
     """
     text = file.read_text(encoding="utf-8")
-    ids = list(dict.fromkeys(re.findall(r'clipPath id="(p[0-9a-f]+)"', text)))
-    numbers = {own: f"clip{place}" for place, own in enumerate(sorted(ids, key=text.index))}
+    ids = re.findall(r'clipPath id="(p[0-9a-f]+)"', text)
+    numbers = {own: f"clip{place}" for place, own in enumerate(ids)}
     text = re.sub(
         r'(clipPath id="|url\(#)(p[0-9a-f]+)', lambda found: found[1] + numbers[found[2]], text
     )

@@ -134,26 +134,36 @@ class Subject:
 
     def vectors(self, concept: Concept, captured: Capture | None = None) -> ConceptVectors:
         """Attention-guided token, soft labels, covariance; kept in a file."""
-        file = self.file("vectors", concept, "safetensors")
-        if not file.exists():
-            captured = captured or self.capture(concept)
-            tokens = select_tokens(captured)
-            labels = soft_labels(captured, tokens, constant="hard")
-            found = fit_vectors(
-                captured, tokens, labels, learner=SoftCovariance(), seed=self.seed, progress=False
+
+        def made() -> ConceptVectors:
+            own = captured or self.capture(concept)
+            tokens = select_tokens(own)
+            labels = soft_labels(own, tokens, constant="hard")
+            return fit_vectors(
+                own, tokens, labels, learner=SoftCovariance(), seed=self.seed, progress=False
             )
-            temporary = file.with_suffix(f".{os.getpid()}")
-            found.save(temporary)
-            temporary.replace(file)
-        return ConceptVectors.load(file)
+
+        return self._kept("vectors", concept, made)
 
     def closing_vectors(self, concept: Concept) -> ConceptVectors:
-        """Each closing token its own vector, in all blocks by increments, in displacements."""
-        recipe = replace(recipes["lenskit"], token="each", blocks=INCREMENTS)
-        captured = self.capture(concept)
-        return fit_vectors(
-            captured, recipe=recipe, model=self.model, seed=self.seed, progress=False
-        )
+        """Each closing token its own vector, by increments, in displacements; kept in a file."""
+
+        def made() -> ConceptVectors:
+            recipe = replace(recipes["lenskit"], token="each", blocks=INCREMENTS)
+            own = self.capture(concept)
+            return fit_vectors(own, recipe=recipe, model=self.model, seed=self.seed, progress=False)
+
+        return self._kept("closing vectors", concept, made)
+
+    def _kept(
+        self, part: str, concept: Concept, make: Callable[[], ConceptVectors]
+    ) -> ConceptVectors:
+        file = self.file(part, concept, "safetensors")
+        if not file.exists():
+            temporary = file.with_suffix(f".{os.getpid()}")
+            make().save(temporary)
+            temporary.replace(file)
+        return ConceptVectors.load(file)
 
     def file(self, part: str, concept: Concept, suffix: str = "json") -> Path:
         """Where a part keeps what it found of one concept."""

@@ -21,7 +21,7 @@ from lenskit.study.experiments.bench import Bench
 from lenskit.study.experiments.cells import Measure
 from lenskit.study.experiments.result import Experiment
 from lenskit.study.experiments.run import Model, begun
-from lenskit.study.experiments.scores import CONCEPT, summary
+from lenskit.study.experiments.scores import CONCEPT, best_for_others, summary
 from lenskit.study.experiments.setting import Setting
 from lenskit.study.experiments.ways import sharing
 from lenskit.study.ways import Variant
@@ -45,6 +45,7 @@ class Asked:
     block: int
     band: tuple[float, float]
     max_new_tokens: int
+    batch_size: int
 
     def steered(self, operation: str = "add") -> Any:
         """The context in which every token is steered."""
@@ -58,7 +59,12 @@ class Asked:
 
     def answers(self) -> list[str]:
         """Greedy answers under whatever is applied."""
-        given = generate(self.model, self.questions, max_new_tokens=self.max_new_tokens)
+        given = generate(
+            self.model,
+            self.questions,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+        )
         return [str(answer) for answer in given]
 
 
@@ -93,7 +99,11 @@ def proportional(asked: Asked) -> tuple[list[str], list[float]]:
 def plausible(asked: Asked) -> tuple[list[str], list[float]]:
     """Weaker where the unsteered model finds the token implausible, after Directer."""
     given = generate_plausible(
-        asked.model, asked.questions, asked.steered(), max_new_tokens=asked.max_new_tokens
+        asked.model,
+        asked.questions,
+        asked.steered(),
+        max_new_tokens=asked.max_new_tokens,
+        batch_size=asked.batch_size,
     )
     return [str(answer) for answer in given], [_mean(answer.gains) for answer in given]
 
@@ -138,8 +148,9 @@ class Looped:
 
         def said(name: str, rows: Asked, found: tuple[list[str], list[float]]) -> list[Row]:
             texts, strengths = found
+            prefixes, size = [concept.prefix] * len(texts), setting.batch_size
             told = fluency(
-                model, rows.questions, texts, prefixes=[concept.prefix] * len(texts)
+                model, rows.questions, texts, prefixes=prefixes, batch_size=size
             ).tolist()
             return [
                 {
@@ -155,11 +166,12 @@ class Looped:
         shared = sharing(vectors)
         totals = {total / shared: total for total in (0.0, *setting.coefficients)}
         number, limit = len(questions), setting.max_new_tokens
-        bare = Asked(model, questions, vectors, [0.0] * number, block, band, limit)
+        still, size = [0.0] * number, setting.batch_size
+        bare = Asked(model, questions, vectors, still, block, band, limit, size)
         prompts = [question_prompt(question, concept.prefix) for question in questions]
         prefixed = replace(bare, questions=prompts).answers()
-        rows = said(NOTHING, bare, (bare.answers(), [0.0] * number))
-        rows += said(PROMPTED, bare, (prefixed, [0.0] * number))
+        rows = said(NOTHING, bare, (bare.answers(), still))
+        rows += said(PROMPTED, bare, (prefixed, still))
         grid = replace(
             bare,
             questions=questions * len(setting.coefficients),
@@ -220,8 +232,7 @@ def loop(
 def _elsewhere(rows: pd.DataFrame) -> pd.DataFrame:
     """Each concept's row at the coefficient that scores best on all others, the first of equals."""
     scores = rows.pivot_table(index=CONCEPT, columns="coefficient", values="score", sort=False)
-    total = scores.sum()
-    chosen = {place: (total - own).idxmax() for place, own in scores.iterrows()}
+    chosen = best_for_others(scores)
     keys = list(zip(rows["concept_class"], rows["concept"], strict=True))
     best = [chosen[key] for key in keys]
     return rows[rows["coefficient"].to_numpy() == best]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -60,12 +61,18 @@ def _of_all_others(means: Sequence[pd.Series]) -> list[float]:
     """
     table = pd.concat(means, axis=1).T.reset_index(drop=True)
     table = table[sorted(table.columns, key=abs)]
-    found = []
-    for place in range(len(table)):
-        others = table.drop(index=place)
-        chosen = others.mean().idxmax() if len(others) else None
-        found.append(float("nan") if chosen is None else float(table.loc[place, chosen]))
-    return found
+    chosen = best_for_others(table)
+    return [float(table.loc[at, chosen[at]]) if at in chosen else math.nan for at in table.index]
+
+
+def best_for_others(table: pd.DataFrame) -> dict[Any, Any]:
+    """By the name of each row, the column whose mean over all *other* rows is highest.
+
+    The first of equal ones; a row that is alone has none.
+    """
+    if len(table) < 2:
+        return {}
+    return {row: table.drop(index=row).mean().idxmax() for row in table.index}
 
 
 def summary(
@@ -136,11 +143,7 @@ def chosen_elsewhere(
             index=CONCEPT, columns="way", values=score, sort=False
         )
         wide = wide[[one for one in members if one in wide]]
-        for concept in wide.index:
-            others = wide.drop(index=concept)
-            if not len(others):
-                continue
-            chosen = others.mean().idxmax()
+        for concept, chosen in best_for_others(wide).items():
             own = answers[
                 (answers["way"] == chosen)
                 & (answers["concept_class"] == concept[0])
