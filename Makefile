@@ -19,7 +19,7 @@ OUT ?=
 MAKEFLAGS += --no-print-directory
 
 EXPERIMENTS ?= tokens labels blocks proxy where learners classes cost failures open-prefix recipe loop
-EMPHASIS ?= policies field sources heads
+EMPHASIS ?= policies field sources heads composition
 
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 READY := $(VENV)/.ready-$(or $(VERSION),none)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lenskit._arguments import block_numbers, whole
 from lenskit.intervention import Intervention, Window, intervene
+from lenskit.models import model_fingerprint
 from lenskit.operations import Operation, find_operations, project_out
 from lenskit.recipes import LOOK, Recipe, find_recipe
 from lenskit.vectors import ConceptVectors, added, closing_of, parts
@@ -75,8 +76,10 @@ def intervention(
     closing, candidates = closing_of(terms)
     places = [1 + len(closing)] if closing else []
     directions = torch.zeros(len(terms), len(chosen), *places, model.cfg.d_model)
+    named = any(isinstance(term, ConceptVectors) for term in terms)
+    fingerprint = model_fingerprint(model) if named else None
     for i, term in enumerate(terms):
-        rows = added(model, term, relative)[list(chosen)]
+        rows = added(model, term, relative, fingerprint)[list(chosen)]
         if rows.ndim == 3:
             directions[i, :, 1:] = rows
         else:

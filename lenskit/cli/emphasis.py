@@ -11,7 +11,7 @@ from lenskit.cli.common import EMBEDDED, Device, ModelName, app, mistakes, termi
 from lenskit.cli.experiment import command_line, save_and_show
 from lenskit.concepts import among
 
-TASK_EXPERIMENTS = ("policies", "field", "sources", "heads")
+TASK_EXPERIMENTS = ("policies", "field", "sources", "heads", "composition")
 
 
 @app.command()
@@ -35,7 +35,8 @@ def emphasis(
 
     policies compares every way to emphasise a span; field sets attention steering beside activation
     steering, soft prompts and changed weights; sources compares where a steering vector comes from;
-    heads says what a profile of heads is worth. With --out it can be stopped and started again.
+    heads says what a profile of heads is worth; composition what edits lose beside one another.
+    With --out it can be stopped and started again.
     """
     with mistakes("Run the same command again to go on." if out else ""):
         (name,) = among("emphasis", [name], TASK_EXPERIMENTS)

@@ -60,8 +60,8 @@ def _ablation(file: Path) -> str:
 
 
 def _measured(found: dict) -> str:
-    """Target and measurement row by row, with a column for each further seed."""
-    others = {seed: {row["what"]: row for row in rows} for seed, rows in found["beside"].items()}
+    """Target and measurement row by row, with a column for each further model."""
+    others = {name: {row["what"]: row for row in rows} for name, rows in found["beside"].items()}
     met = {True: "met", False: "missed", None: "reported"}
     body = (
         [
@@ -71,7 +71,7 @@ def _measured(found: dict) -> str:
         ]
         for row in found["rows"]
     )
-    return _table(["what", "target", "measured", "of", "", *(f"seed {s}" for s in others)], body)
+    return _table(["what", "target", "measured", "of", "", *others], body)
 
 
 def _cells(cells: Sequence[dict]) -> str:

@@ -107,6 +107,14 @@ def shown(found: list[Row], title: str) -> Table:
     return table
 
 
+def _told(folder: Path) -> str:
+    """The seed and the size of a training, as far as the folder tells."""
+    file = folder / "training.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    seed, number = known.get("seed", "unknown"), known.get("parameters")
+    return f"seed {seed}" + (f", {number / 1e6:.1f} M parameters" if number else "")
+
+
 def result(
     folder: Path, scale: Scale, seed: int, found: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
@@ -114,6 +122,7 @@ def result(
     parts = {part: own["found"] for part, own in found.items()}
     return {
         "weights": _weights(folder),
+        "model": _told(folder),
         "seed": seed,
         "scale": asdict(scale),
         "rows": [row.json() for row in rows(parts)],
@@ -168,10 +177,8 @@ def evaluate(
         )
     found = measured(subject, parts, workers, console)
     whole = result(folder, scale, seed, found)
-    whole["beside"] = {
-        str(json.loads(file.read_text())["seed"]): json.loads(file.read_text())["rows"]
-        for file in beside or ()
-    }
+    others = [json.loads(file.read_text()) for file in beside or ()]
+    whole["beside"] = {other["model"]: other["rows"] for other in others}
     table = [Row(**row) for row in whole["rows"]]
     console.print(shown(table, f"{folder.name} against its grammar"))
     if write:

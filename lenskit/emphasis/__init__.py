@@ -3,7 +3,8 @@
 ``learn_head_bias`` finds a bias for every head on the prompts that others choose heads by. The
 experiments are functions of a model and ``Sizes`` that give tables as ``lk.experiments`` do:
 ``compare`` (all ways to emphasise a span), ``field`` (attention, activations, soft prompts and
-weights), ``sources`` (where a steering vector comes from) and ``heads`` (what a profile is worth)::
+weights), ``sources`` (where a steering vector comes from), ``heads`` (what a profile is worth) and
+``composition`` (what edits lose beside one another)::
 
     found = lk.emphasis.compare(model, out="results/emphasis")
     found.save("results/emphasis")
@@ -28,6 +29,7 @@ from lenskit.emphasis.adaptations import (
     steering_vectors,
 )
 from lenskit.emphasis.comparison import Sizes, compare
+from lenskit.emphasis.composition import composition
 from lenskit.emphasis.distractors import distractor_span
 from lenskit.emphasis.field import field
 from lenskit.emphasis.heads import heads
@@ -37,7 +39,13 @@ from lenskit.emphasis.sources import sources
 from lenskit.study import experiments
 
 EXPERIMENTS: Mapping[str, Callable[..., experiments.Experiment]] = MappingProxyType(
-    {"policies": compare, "field": field, "sources": sources, "heads": heads}
+    {
+        "policies": compare,
+        "field": field,
+        "sources": sources,
+        "heads": heads,
+        "composition": composition,
+    }
 )
 """Every experiment on emphasis, by the name that ``lenskit emphasis`` knows it by."""
 
@@ -49,6 +57,7 @@ __all__ = [
     "changed_weights",
     "distractor_span",
     "compare",
+    "composition",
     "field",
     "fine_tune",
     "heads",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lenskit.vectors import Vectors
 
 TARGET = 0.5
+_FASTEST = 8.0
 
 
 class Options(TypedDict, total=False):
@@ -83,12 +84,12 @@ def calibrate(
 ) -> Calibration | list[Calibration]:
     """The coefficient of each of ``vectors`` that moves the model by ``target`` nats a token.
 
-    Found by doubling or halving until the mean ``divergence`` from ``base`` lies on both sides of
-    the target, and by bisection on a logarithmic scale from there, to within ``tolerance`` of the
-    target; the coefficients are those of ``steer``, and not above ``most``. Of several coefficients
-    it is one; divergence mostly grows with them. ``base``: what ``unsteered`` gives, or questions;
-    by default eight neutral ones. All vectors are tried side by side. One of them gives one
-    ``Calibration``, a list a list.
+    Found by growing or shrinking the coefficient until the mean ``divergence`` from ``base`` lies
+    on both sides of the target, and by interpolation on logarithmic scales from there, to within
+    ``tolerance`` of it; the coefficients are those of ``steer``, not above ``most``. Of several
+    coefficients it is one; divergence mostly grows with them. ``base``: what ``unsteered`` gives,
+    or questions; by default eight neutral ones. All vectors are tried side by side. One of them
+    gives one ``Calibration``, a list a list.
 
     Raises ValueError for a target, tolerance or bound that is not positive.
 
@@ -126,11 +127,17 @@ def calibrate(
 
 
 class _Search:
-    """Bisection for one way, which learns what the coefficient asked for gave."""
+    """A bracketed search for one way, which learns what the coefficient asked for gave.
+
+    The next guess lies where the line through the bracket's ends, both axes logarithmic, meets the
+    target; without a bracket, where a divergence that grows with the square would. A guess that
+    does not halve the bracket is followed by one that does.
+    """
 
     def __init__(self, target: float, tolerance: float, most: float) -> None:
         self._target, self._tolerance, self._most = target, tolerance, most
-        self._low, self._high = 0.0, math.inf
+        self._low, self._high = (0.0, 0.0), (math.inf, math.inf)
+        self._width = math.inf
         self.coefficient = min(0.1, most)
         self.found: Calibration | None = None
 
@@ -140,14 +147,22 @@ class _Search:
             return
         # What is not a number comes of too large a coefficient.
         if divergence < self._target:
-            self._low = self.coefficient
+            self._low = (self.coefficient, divergence)
         else:
-            self._high = self.coefficient
-        if self._low >= self._most or self._high < 1e-6:
+            self._high = (self.coefficient, divergence)
+        (low, below), (high, above) = self._low, self._high
+        if low >= self._most or high < 1e-6:
             self.found = Calibration(math.nan, math.nan)
-        elif self._high == math.inf:
-            self.coefficient = min(2 * self._low, self._most)
-        elif self._low == 0:
-            self.coefficient = self._high / 2
+        elif high == math.inf:
+            grown = math.sqrt(self._target / below) if below > 0 else _FASTEST
+            self.coefficient = min(low * min(max(grown, 1.25), _FASTEST), self._most)
+        elif low == 0:
+            shrunk = math.sqrt(above / self._target) if math.isfinite(above) else 2.0
+            self.coefficient = high / min(max(shrunk, 1.25), _FASTEST)
         else:
-            self.coefficient = math.sqrt(self._low * self._high)
+            width = math.log(high / low)
+            share = 0.5
+            if width <= self._width / 2 and below > 0 and math.isfinite(above):
+                share = math.log(self._target / below) / math.log(above / below)
+            self._width = width
+            self.coefficient = low * math.exp(width * min(max(share, 0.05), 0.95))

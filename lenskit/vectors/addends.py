@@ -34,11 +34,12 @@ def parts(one: Vectors | None) -> Sequence[tuple[Any, float]]:
 
 
 def added(
-    model: TransformerBridge, part: Any, relative: bool | None
+    model: TransformerBridge, part: Any, relative: bool | None, fingerprint: str | None = None
 ) -> Float[Tensor, "layer *candidate d_model"]:
     """What one part adds to each block with coefficient 1; ``relative`` as in ``steer``.
 
-    Vectors for each closing token have an axis for these.
+    Vectors for each closing token have an axis for these. ``fingerprint``: that of the model,
+    where it is known already.
 
     Raises ``ValueError`` for vectors of another model, for a shape or blocks that the model has
     not, for numbers that are not finite, and for a tensor that is to be relative; ``TypeError``
@@ -46,7 +47,7 @@ def added(
     """
     layers, width = model.cfg.n_layers, model.cfg.d_model
     if isinstance(part, ConceptVectors):
-        part.check_model(model)
+        part.check_model(model, fingerprint)
         shape = part.directions.shape
         if (shape[0], shape[-1]) != (layers, width):
             raise ValueError(

@@ -134,11 +134,14 @@ class ConceptVectors(Arithmetic, Displayed):
         axes = self.directions.shape[1:-1]
         return self.resid_norm.view(-1, *[1] * len(axes)).expand(-1, *axes)
 
-    def check_model(self, model: TransformerBridge) -> None:
-        """Raise ``ValueError`` unless the vectors were made with this model."""
+    def check_model(self, model: TransformerBridge, fingerprint: str | None = None) -> None:
+        """Raise ``ValueError`` unless the vectors were made with this model.
+
+        ``fingerprint``: that of the model, where it is known already.
+        """
         from lenskit.models import model_fingerprint, same_model
 
-        fingerprint = model_fingerprint(model)
+        fingerprint = fingerprint or model_fingerprint(model)
         if not same_model(fingerprint, self.model):
             raise ValueError(
                 f"the vectors of concept {self.concept.name!r} were made with model {self.model}, "

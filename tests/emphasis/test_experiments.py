@@ -151,7 +151,24 @@ def test_a_profile_is_shown_with_what_it_is_worth(model, monkeypatch):
     assert set(curves["heads"]) == {"none", "given", "random", "random by block"}
     given = curves[curves["heads"] == "given"]
     assert set(given["k"]) == {1, 2} and set(given["alpha"]) == {0.001, 0.01, 0.1, 0.5, 2.0}
+    assert set(curves.loc[curves["heads"] == "random", "alpha"]) == {0.01, 0.1}
     assert found.wide().loc["none, k = 0, α = 1", "score"] == 0
+
+
+def test_edits_are_compared_with_themselves_alone_over_draws_of_concepts(model, tmp_path):
+    sizes = lk.emphasis.Sizes(number=2)
+    found = lk.emphasis.composition(model, sizes, out=tmp_path, progress=False)
+    rows = found.table.set_index(["way", "measure"])
+    assert found.measures == ["together", "alone", "without", "well formed"]
+    # Each of three edits beside one of the two others, and beside both; in two compositions.
+    assert len(rows) == 2 * 3 * 3 * 4 and (rows["n"] == 2).all()
+    for way in found.table["way"].unique():
+        gone = rows.loc[(way, "together"), "mean"] - rows.loc[(way, "alone"), "mean"]
+        assert rows.loc[(way, "together"), "difference"] == pytest.approx(gone)
+    bare = rows.loc[("first vector beside second vector", "without"), "mean"]
+    assert bare == 0
+    again = lk.emphasis.composition(model, sizes, out=tmp_path, progress=False)
+    pd.testing.assert_frame_equal(found.table, again.table)
 
 
 def test_an_answer_is_scored_on_the_prompt_it_was_asked_for(model):

@@ -173,7 +173,8 @@ def ablation_table():
 
 def tasks_table():
     """As tables of tasks are: prompts are counted, and tasks stand in the place of classes."""
-    found = table_of({"nothing": {}, "PASTA": {}}, ["profiled", "not profiled", "score"])
+    measures = ["profiled", "not profiled", "score", "together", "alone", "without"]
+    found = table_of({"nothing": {}, "PASTA": {}}, measures)
     return found.rename(columns={"concept_class": "task", "concepts": "n"})
 
 
@@ -206,7 +207,7 @@ def saved(tmp_path_factory):
     }
     for name in ("learners", "open-prefix", "where", "beyond-text", "recipe"):
         tables[name] = tokens_table()
-    for name in ("policies", "field", "sources", "heads"):
+    for name in ("policies", "field", "sources", "heads", "composition"):
         tables[name] = tasks_table()
     tables["loop"] = table_of({"always": {}, "below the band": {}}, ["score", "less fluent"])
     tables |= {"diagnosis": causes, "diagnosis-rightly": failed}

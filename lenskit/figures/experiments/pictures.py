@@ -94,6 +94,11 @@ DRAWINGS: Mapping[str, Drawing] = MappingProxyType(
             partial(tasks_compared, measures=("score",)),
             "Which heads are worth it",
         ),
+        "composition": Drawing(
+            "composition",
+            partial(tasks_compared, measures=("together",), beside=("alone", "without")),
+            "What edits lose beside one another",
+        ),
         "sizes": Drawing(
             "sizes-by-block", depth_by_size, "Depth, by size or training", {"summary": "sizes"}
         ),
