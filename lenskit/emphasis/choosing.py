@@ -5,15 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from lenskit.attention import (
-    AttentionEdit,
     HeadBias,
     Heads,
     InstABoost,
@@ -21,7 +17,6 @@ from lenskit.attention import (
     Pasta,
     Seka,
     Spotlight,
-    edited,
     fit_key_projections,
     key_contrast,
 )
@@ -30,7 +25,7 @@ from lenskit.emphasis.learnt import learn_head_bias
 from lenskit.emphasis.ways import Trial, Way, answered
 from lenskit.profiling import HeadScores, profile_heads
 from lenskit.study import Row
-from lenskit.tasks import Task, TaskPrompt, embedded, emphasised_span, label_log_probs
+from lenskit.tasks import Task, embedded
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -41,6 +36,23 @@ TARGETS = (0.1, 0.2, 0.35, 0.5)
 GAINS = (0.5, 1.0, 2.0, 4.0)
 SHARES = (0.25, 0.5, 1.0, 1.5)
 OWN = "learnt bias"
+SPARING = ", sparing others"
+MOST_LOST = 0.02
+"""By how much a way that spares other tasks may do worse on them than nothing does."""
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """What is tried of each published policy: of PASTA, InstABoost, Spotlight and SEKA."""
+
+    alphas: tuple[float, ...] = ALPHAS
+    multipliers: tuple[float, ...] = MULTIPLIERS
+    targets: tuple[float, ...] = TARGETS
+    gains: tuple[float, ...] = GAINS
+
+
+GENTLE = Strengths((0.5, 0.3, 0.2), (1.5, 2.0, 3.0, 4.0), (0.05, 0.1, 0.2), (0.25, 0.5, 1.0))
+"""What is tried where other tasks must not suffer."""
 
 
 def mean_ranking(scores: HeadScores) -> list[tuple[int, int]]:
@@ -104,11 +116,57 @@ def chosen(
     return found
 
 
+def sparing(
+    model: TransformerBridge,
+    families: Mapping[str, Sequence[Way]],
+    tasks: Sequence[Task],
+    others: Sequence[Task],
+    keep: Keeping,
+    *,
+    batch_size: int = 256,
+) -> dict[str, Way]:
+    """As ``chosen``, among the ways that lose at most ``MOST_LOST`` on the other tasks.
+
+    Where every way loses more: the one that loses least. Names end with ``SPARING``.
+    """
+    wanted, spared = ([Trial(task, "train") for task in each] for each in (tasks, others))
+
+    def mean(way: Way, trials: Sequence[Trial]) -> float:
+        own = answered(model, way, trials, batch_size=batch_size)
+        return sum(row["score"] for row in own) / len(own)
+
+    (plain,) = keep.rows(
+        "nothing on others", make=lambda: [{"score": mean(Way("nothing"), spared)}]
+    )
+    found = {}
+    for family, ways in families.items():
+
+        def make(ways: Sequence[Way] = ways) -> list[Row]:
+            return [
+                {"place": place, "tried": way.name, "score": mean(way, wanted)}
+                | {"on others": mean(way, spared)}
+                for place, way in enumerate(ways)
+            ]
+
+        name = family + SPARING
+        rows = keep.rows("chosen", name, make=make)
+        least = plain["score"] - MOST_LOST - 1e-9
+        fit = [row for row in rows if row["on others"] >= least]
+        best = (
+            max(fit, key=lambda row: row["score"])
+            if fit
+            else max(rows, key=lambda row: row["on others"])
+        )
+        found[name] = replace(ways[best["place"]], name=name)
+    return found
+
+
 def families(
     order: Sequence[tuple[int, int]],
     ks: Sequence[int],
     projections: KeyProjections,
     every: Heads,
+    strengths: Strengths = Strengths(),
 ) -> dict[str, list[Way]]:
     """The published policies, each with the strengths (and numbers of heads) that are tried."""
 
@@ -116,7 +174,7 @@ def families(
         return [
             Way(f"{name}, α = {alpha:g}", Pasta(alpha), own, **options)
             for name, own in heads.items()
-            for alpha in ALPHAS
+            for alpha in strengths.alphas
         ]
 
     top = {f"{k} heads": Heads(order[:k]) for k in ks}
@@ -125,21 +183,21 @@ def families(
         "PASTA, profiled heads": pasta(top),
         "PASTA, profiled heads, first token protected": pasta(top, protect_bos=True),
         "PASTA, all heads": pasta({"all": every}),
-        "InstABoost": _boosts(),
+        "InstABoost": _boosts(strengths.multipliers),
         "Spotlight, as published": [
-            Way(f"ψ* = {t:g}", Spotlight(t, published=True)) for t in TARGETS
+            Way(f"ψ* = {t:g}", Spotlight(t, published=True)) for t in strengths.targets
         ],
-        "Spotlight, exact": [Way(f"ψ* = {t:g}", Spotlight(t)) for t in TARGETS],
+        "Spotlight, exact": [Way(f"ψ* = {t:g}", Spotlight(t)) for t in strengths.targets],
         "SEKA": [
             Way(f"{k} groups of heads, gain {g:g}", Seka(projections, g), projections.heads(k))
             for k in (max(1, groups // 4), groups // 2)
-            for g in GAINS
+            for g in strengths.gains
         ],
     }
 
 
-def _boosts() -> list[Way]:
-    return [Way(f"M = {m:g}", InstABoost(m)) for m in MULTIPLIERS]
+def _boosts(multipliers: Sequence[float] = MULTIPLIERS) -> list[Way]:
+    return [Way(f"M = {m:g}", InstABoost(m)) for m in multipliers]
 
 
 def projections_of(
@@ -165,28 +223,32 @@ def learnt_way(
     *,
     steps: int,
     seed: int,
+    others: Sequence[Task] = (),
     batch_size: int = 256,
 ) -> Way:
     """A bias for every head, which begins as the InstABoost that does best on these tasks.
 
     It is learnt on two thirds of each task's prompts, and how much of it is used is chosen on the
-    others.
+    others. With ``others`` it is learnt on these tasks too, and spares them.
     """
     name = "InstABoost"
     rival = chosen(model, {name: _boosts()}, tasks, keep, batch_size=batch_size)[name].policy
     assert isinstance(rival, InstABoost)
     start = math.log(rival.multiplier)
-    learnt_on = [_part(task, kept_back=False) for task in tasks]
-    kept_back = [_part(task, kept_back=True) for task in tasks]
+    learnt_on = [_part(task, kept_back=False) for task in (*tasks, *others)]
+    kept_back, spared = ([_part(task, kept_back=True) for task in own] for own in (tasks, others))
+    own = OWN + SPARING * bool(others)
 
     def make() -> list[Row]:
         found = learn_head_bias(model, learnt_on, start=start, steps=steps, seed=seed)
         assert found.outside is not None
         return [{"inside": found.inside.tolist(), "outside": found.outside.tolist()}]
 
-    (row,) = keep.rows("learnt bias", make=make)
+    (row,) = keep.rows(own, make=make)
     bias = HeadBias(torch.tensor(row["inside"]), torch.tensor(row["outside"]))
     ways = [Way(f"{share:g} of what is learnt", _between(start, bias, share)) for share in SHARES]
+    if others:
+        return sparing(model, {OWN: ways}, kept_back, spared, keep, batch_size=batch_size)[own]
     return chosen(model, {OWN: ways}, kept_back, keep, batch_size=batch_size)[OWN]
 
 
@@ -200,66 +262,3 @@ def _between(start: float, bias: HeadBias, share: float) -> HeadBias:
     """From ``start`` for all heads, at a share of 0, to what was learnt, and beyond."""
     inside = start + share * (bias.inside - start)
     return HeadBias(inside, None if bias.outside is None else share * bias.outside)
-
-
-@dataclass(frozen=True)
-class Oracle:
-    """Heads chosen greedily on the very prompts that are scored: an optimistic ceiling.
-
-    ``model``, ``prompts``, ``policy``; what is raised is the mean probability of the target.
-    """
-
-    model: TransformerBridge
-    prompts: Sequence[TaskPrompt]
-    policy: Pasta
-    batch_size: int = 64
-
-    def __call__(self, most: int, candidates: int) -> list[Row]:
-        """Up to ``most`` heads of the ``candidates`` that do best alone, in the order chosen.
-
-        It ends where no further head helps.
-        """
-        every = [[pair] for pair in Heads.all(self.model)]
-        alone = self._probabilities(every)
-        pool = [every[i][0] for i in alone.argsort(descending=True)[:candidates].tolist()]
-        taken: list[tuple[int, int]] = []
-        rows: list[Row] = []
-        best = 0.0
-        while pool and len(taken) < most:
-            found = self._probabilities([[*taken, pair] for pair in pool])
-            place = int(found.argmax())
-            if float(found[place]) <= best:
-                break
-            best = float(found[place])
-            taken.append(pool.pop(place))
-            rows.append({"block": taken[-1][0], "head": taken[-1][1], "probability": best})
-        return rows
-
-    def _probabilities(self, sets: Sequence[Sequence[tuple[int, int]]]) -> Float[Tensor, " set"]:
-        spans = [emphasised_span(self.model, prompt) for prompt in self.prompts]
-        rows = [(Heads(own), i) for own in sets for i in range(len(spans))]
-        edits = [AttentionEdit(spans[i], self.policy, heads) for heads, i in rows]
-        asked = [self.prompts[i] for _, i in rows]
-        with edited(self.model, edits):
-            found = label_log_probs(
-                self.model,
-                asked,
-                [[prompt.target] for prompt in asked],
-                batch_size=self.batch_size,
-            )
-        return found[:, 0].exp().view(len(sets), -1).mean(dim=1)
-
-
-def oracle(
-    model: TransformerBridge,
-    prompts: Sequence[TaskPrompt],
-    policy: Pasta,
-    keep: Keeping,
-    *,
-    most: int,
-    candidates: int,
-) -> Heads:
-    """The heads of ``Oracle``, kept."""
-    found = Oracle(model, prompts, policy)
-    rows = keep.rows("oracle", make=partial(found, most, candidates))
-    return Heads((row["block"], row["head"]) for row in rows)

@@ -33,6 +33,11 @@ def training(samples: int, seed: int) -> list[Task]:
     return [embedded(name, samples, seed, "train", **given) for name, given in PROFILED.items()]
 
 
+def unrelated(number: int, seed: int) -> list[Task]:
+    """The unrelated exercises' train prompts, so many of each."""
+    return [embedded(name, number, seed, "train") for name in UNRELATED if number]
+
+
 def trials(number: int, nearer: int, exercises: int, seed: int) -> list[Trial]:
     """Held-out prompts: ``number`` for each task, ``nearer`` for each length, ``exercises``."""
     found = []

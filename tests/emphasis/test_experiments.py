@@ -12,7 +12,10 @@ from emphasised import small_model
 
 import lenskit as lk
 from lenskit.emphasis import choosing, comparison, tables
+from lenskit.emphasis.choosing import SPARING, sparing
 from lenskit.emphasis.comparison import FEW_SHOT, NOTHING, OWN, PASTA
+from lenskit.emphasis.keeping import keeping
+from lenskit.emphasis.oracle import Oracle
 from lenskit.emphasis.tables import compared
 from lenskit.emphasis.trials import trials
 from lenskit.emphasis.ways import Way, answered, examples_span, with_examples
@@ -43,7 +46,7 @@ def made_up(monkeypatch, model):
         for trial in tested:
             spared = trial.role == "unrelated"
             for i in range(len(trial.task)):
-                score = 1.0 if spared else scores.get(way.name, 0.1)
+                score = 1.0 if spared else scores.get(way.name.removesuffix(SPARING), 0.1)
                 row = {"task": trial.name, "prompt": i, "answer": "She x", "score": score}
                 row |= {"reason": "", "fluency": 1.0, "repeated": 0.0}
                 rows.append(row | {"tokens": 2, "read": 9, "seconds": 0.1})
@@ -66,7 +69,7 @@ def made_up(monkeypatch, model):
     projections = choosing.projections_of(model, 4, 0)
     monkeypatch.setattr(comparison, "projections_of", lambda *given, **options: projections)
     monkeypatch.setattr(
-        choosing.Oracle, "__call__", lambda self, *sizes: [{"block": 0, "head": 1, "p": 1.0}]
+        Oracle, "__call__", lambda self, *sizes: [{"block": 0, "head": 1, "p": 1.0}]
     )
     return calls
 
@@ -84,8 +87,8 @@ def test_all_ways_are_compared_on_all_tasks_and_a_second_call_asks_nothing(
     assert wide.loc[PASTA, "profiled"] == pytest.approx(0.6)
     assert wide.loc[OWN, "not profiled"] == pytest.approx(0.9)
     reached = found.parts["targets"].set_index("target")["found"]
-    assert reached["PASTA over few-shot, profiled"] == pytest.approx(30)
-    assert reached[f"learnt bias over {PASTA}, not profiled"] == pytest.approx(30)
+    assert reached[f"{PASTA}, over few-shot, profiled"] == pytest.approx(30)
+    assert reached[f"learnt bias, over {PASTA}, not profiled"] == pytest.approx(30)
     assert found.parts["targets"]["met"].all()
     assert set(found.parts["by distance"]["tokens"]) == {"none", "1 to 40", "41 to 100", "over 100"}
     frequent = found.parts["by frequency"].groupby("frequency of the person")["frequency"].first()
@@ -99,6 +102,30 @@ def test_all_ways_are_compared_on_all_tasks_and_a_second_call_asks_nothing(
     assert "4 prompts" not in repr(found) and "Experiment 'policies', 12 prompts" in repr(found)
     with pytest.raises(ValueError, match="other settings"):
         lk.emphasis.compare(model, lk.emphasis.Sizes(number=5), out=tmp_path, progress=False)
+
+
+def test_a_way_that_spares_others_is_the_best_of_those_that_cost_them_next_to_nothing(
+    model, monkeypatch, tmp_path
+):
+    scores = {"nothing": (0.0, 0.9), "gentle": (0.5, 0.885), "strong": (0.8, 0.7)}
+    asked = []
+
+    def made(model, way, tested, *, batch_size=256):
+        asked.append(way.name)
+        return [{"score": scores[way.name][tested[0].name == "copy"]}]
+
+    monkeypatch.setattr(choosing, "answered", made)
+    tasks, others = [lk.tasks.embedded("format", 1)], [lk.tasks.embedded("copy", 1)]
+    with keeping("test", tmp_path, {}, progress=False) as keep:
+        every = [Way("strong"), Way("gentle", lk.LogitBias(1.0))]
+        found = sparing(model, {"a": every, "b": every[:1]}, tasks, others, keep)
+        number = len(asked)
+        sparing(model, {"a": every, "b": every[:1]}, tasks, others, keep)
+    assert len(asked) == number
+    rows = {name: way.name for name, way in found.items()}
+    assert rows == {name: name for name in ("a" + SPARING, "b" + SPARING)}
+    assert found["a" + SPARING].policy == lk.LogitBias(1.0)
+    assert found["b" + SPARING].policy is None
 
 
 def test_the_field_says_what_each_way_costs_and_what_it_does_elsewhere(model, made_up):
