@@ -22,9 +22,10 @@ from lenskit.tasks import embedded
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-ALPHAS = (0.001, 0.5, 2.0)
+ALPHAS = (0.0, 0.001, 0.5, 2.0, 5.0)
 # As published, and what does best here: at these the profile is compared with random sets.
 COMPARED = (0.01, 0.1)
+_ENDS = ("difference_low", "difference_high")
 
 
 def heads(
@@ -67,11 +68,8 @@ def heads(
     drawn = pd.concat(curves, ignore_index=True).rename(columns={"score": "mean"})
     said = [f"{kind}, k = {k}, α = {a:g}" for kind, k, a in drawn[["heads", "k", "alpha"]].values]
     table = drawn.assign(way=said, measure="score", reference="none, k = 0, α = 1")
-    whole = table.groupby(["way", "measure", "reference", "heads", "k", "alpha"], sort=False)
-    columns = ["mean", "difference"]
-    every = whole[columns].mean().reset_index().assign(task="all", n=sizes.number * len(PROFILED))
-    ends = {f"{each}{end}": float("nan") for each in ("", "difference_") for end in ("low", "high")}
-    table = pd.concat([every.assign(**ends), table], ignore_index=True)
+    every = _over_tasks(table).assign(task="all", n=sizes.number * len(PROFILED))
+    table = pd.concat([every, table], ignore_index=True)
     return experiments.Experiment(
         "heads",
         "Which heads are worth steering, and is the choice reliable?",
@@ -91,11 +89,29 @@ def heads(
         notes=(
             f"{model_fingerprint(model)}; {sizes.samples} train prompts of each task for the "
             f"scores, {sizes.number} held-out prompts of each for the curves.",
-            "Rows of all tasks are means over tasks; their intervals stand with the tasks.",
+            "Rows of all tasks are means over tasks and draws, with the tasks' intervals combined "
+            "as those of independent means.",
         ),
         group="task",
         counted="n",
     )
+
+
+def _over_tasks(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over tasks and draws; half an interval is the root of the tasks' squared halves."""
+    by = ["way", "measure", "reference", "heads", "k", "alpha"]
+    found = []
+    for mean, names in (("mean", ("low", "high")), ("difference", _ENDS)):
+        ends = list(names)
+        of_task = table.groupby([*by, "task"], sort=False)[[mean, *ends]].mean()
+        halves = of_task[ends].sub(of_task[mean], axis=0).pow(2)
+        whole = of_task[[mean]].groupby(by, sort=False).mean()
+        number = of_task.groupby(by, sort=False)[mean].size()
+        for end, sign in zip(ends, (-1, 1), strict=True):
+            half = halves[end].groupby(by, sort=False).sum().pow(0.5) / number
+            whole[end] = whole[mean] + sign * half
+        found.append(whole)
+    return pd.concat(found, axis=1).reset_index()
 
 
 def _digest(sizes: Sizes) -> str:

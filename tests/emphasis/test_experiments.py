@@ -177,9 +177,23 @@ def test_a_profile_is_shown_with_what_it_is_worth(model, monkeypatch):
     assert (curves["heads"] == "none").sum() == 1
     assert set(curves["heads"]) == {"none", "given", "random", "random by block"}
     given = curves[curves["heads"] == "given"]
-    assert set(given["k"]) == {1, 2} and set(given["alpha"]) == {0.001, 0.01, 0.1, 0.5, 2.0}
+    assert set(given["k"]) == {1, 2} and set(given["alpha"]) == {
+        0.0,
+        0.001,
+        0.01,
+        0.1,
+        0.5,
+        2.0,
+        5.0,
+    }
     assert set(curves.loc[curves["heads"] == "random", "alpha"]) == {0.01, 0.1}
     assert found.wide().loc["none, k = 0, α = 1", "score"] == 0
+    whole = found.table[found.table["task"] == "all"]
+    for _, row in whole[whole["heads"] == "given"].iterrows():
+        own = found.table[(found.table["way"] == row["way"]) & (found.table["task"] != "all")]
+        assert row["mean"] == pytest.approx(own["mean"].mean())
+        half = ((own["mean"] - own["low"]) ** 2).sum() ** 0.5 / 3
+        assert row["mean"] - row["low"] == pytest.approx(half)
 
 
 def test_edits_are_compared_with_themselves_alone_over_draws_of_concepts(model, tmp_path):

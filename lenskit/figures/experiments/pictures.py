@@ -36,7 +36,7 @@ class Drawing:
 def tasks_compared(table: pd.DataFrame, **options: Any) -> Figure:
     """``ways_compared`` for prompts of tasks in the place of concepts."""
     named = table.rename(columns={"task": "concept_class", "n": "concepts"})
-    return ways_compared(named, unit="prompts", **options)
+    return ways_compared(named, **{"unit": "prompts"} | options)
 
 
 PROXIES = ("AUROC",)
@@ -96,7 +96,9 @@ DRAWINGS: Mapping[str, Drawing] = MappingProxyType(
         ),
         "composition": Drawing(
             "composition",
-            partial(tasks_compared, measures=("together",), beside=("alone", "without")),
+            partial(
+                tasks_compared, measures=("together",), beside=("alone", "without"), unit="draws"
+            ),
             "What edits lose beside one another",
         ),
         "sizes": Drawing(
