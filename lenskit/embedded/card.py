@@ -59,19 +59,42 @@ def _ablation(file: Path) -> str:
     return _table(["what", *models], body)
 
 
-def _measured(found: dict) -> str:
+def _measured(found: dict, training: dict) -> str:
     """Target and measurement row by row, with a column for each further model."""
-    others = {name: {row["what"]: row for row in rows} for name, rows in found["beside"].items()}
+    others = {_name(one["trained"]): one for one in found["beside"]}
+    rows_of = {name: {row["what"]: row for row in one["rows"]} for name, one in others.items()}
     met = {True: "met", False: "missed", None: "reported"}
     body = (
         [
             *(row[key] for key in ("what", "target", "measured", "n")),
             met[row["met"]],
-            *(own.get(row["what"], {}).get("measured", "") for own in others.values()),
+            *(own.get(row["what"], {}).get("measured", "") for own in rows_of.values()),
         ]
         for row in found["rows"]
     )
-    return _table(["what", "target", "measured", "of", "", *others], body)
+    table = _table(["what", "target", "measured", "of", "", *others], body)
+    told = [
+        f"- {name}: `{_command(one['trained'], training)}`, {one['scale']['concepts']} concepts "
+        "steered"
+        for name, one in others.items()
+    ]
+    return "\n".join([table, *(["", "Beside it other models:", *told] if told else [])])
+
+
+def _name(trained: dict) -> str:
+    number = trained.get("parameters")
+    size = f", {number / 1e6:.1f} M parameters" if number else ""
+    return f"seed {trained.get('seed', 'unknown')}{size}"
+
+
+def _command(trained: dict, training: dict) -> str:
+    """The command of another training, by the options in which it differs from this one."""
+    options = (
+        f"--{name.replace(' ', '-')} {value:g}"
+        for name, value in trained.items()
+        if name != "parameters" and value != training.get(name)
+    )
+    return " ".join([TRAIN, *options])
 
 
 def _cells(cells: Sequence[dict]) -> str:
@@ -168,7 +191,10 @@ def write_card(folder: Path) -> None:
         # Figures of an earlier form of the evaluation have no rows.
         parts.append(f"## Measured\n`{EVALUATE}`\n")
         if "rows" in found:
-            parts += [f"{NO_EVIDENCE}\n"] + [f"{_measured(found)}\n", *_details(found["parts"])]
+            parts += [f"{NO_EVIDENCE}\n"] + [
+                f"{_measured(found, training)}\n",
+                *_details(found["parts"]),
+            ]
         else:
             parts.append(f"| what | value |\n| --- | --- |\n{_facts(found)}\n")
     if (folder / "ablation.csv").exists():

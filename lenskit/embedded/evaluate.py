@@ -107,12 +107,11 @@ def shown(found: list[Row], title: str) -> Table:
     return table
 
 
-def _told(folder: Path) -> str:
-    """The seed and the size of a training, as far as the folder tells."""
+def _trained(folder: Path) -> dict[str, Any]:
+    """The numbers of a training, as far as the folder tells."""
     file = folder / "training.json"
     known = json.loads(file.read_text()) if file.exists() else {}
-    seed, number = known.get("seed", "unknown"), known.get("parameters")
-    return f"seed {seed}" + (f", {number / 1e6:.1f} M parameters" if number else "")
+    return {name: value for name, value in known.items() if isinstance(value, int | float)}
 
 
 def result(
@@ -122,7 +121,7 @@ def result(
     parts = {part: own["found"] for part, own in found.items()}
     return {
         "weights": _weights(folder),
-        "model": _told(folder),
+        "trained": _trained(folder),
         "seed": seed,
         "scale": asdict(scale),
         "rows": [row.json() for row in rows(parts)],
@@ -178,7 +177,9 @@ def evaluate(
     found = measured(subject, parts, workers, console)
     whole = result(folder, scale, seed, found)
     others = [json.loads(file.read_text()) for file in beside or ()]
-    whole["beside"] = {other["model"]: other["rows"] for other in others}
+    whole["beside"] = [
+        {key: other[key] for key in ("trained", "scale", "rows")} for other in others
+    ]
     table = [Row(**row) for row in whole["rows"]]
     console.print(shown(table, f"{folder.name} against its grammar"))
     if write:

@@ -89,15 +89,17 @@ def test_what_was_measured_once_is_not_measured_again(folder, monkeypatch):
 
 
 def test_another_seed_stands_beside(folder, monkeypatch):
-    told = TRAINING | {"parameters": 1_600_000, "seed": 3}
+    told = TRAINING | {"parameters": 1_600_000, "seed": 3, "d model": 128}
     (folder / "training.json").write_text(json.dumps(told))
     run(folder, monkeypatch, only="unsteered")
     other = folder.parent / "other.json"
     (folder / "evaluation.json").rename(other)
     (folder / "training.json").write_text(json.dumps(TRAINING))
     _, found = run(folder, monkeypatch, only="unsteered", beside=[other])
-    assert list(found["beside"]) == ["seed 3, 1.6 M parameters"]
-    assert "| seed 3, 1.6 M parameters |" in (folder / "README.md").read_text()
+    assert [one["trained"]["seed"] for one in found["beside"]] == [3]
+    card = (folder / "README.md").read_text()
+    assert "| seed 3, 1.6 M parameters |" in card
+    assert "`python -m lenskit.embedded.train --seed 3 --d-model 128`" in card
 
 
 def test_unknown_parts_are_refused(folder):
