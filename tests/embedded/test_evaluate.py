@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from lenskit._data import data_path
 from lenskit.embedded import evaluate
 from lenskit.embedded.card import write_card
-from lenskit.embedded.evaluation import PARTS, Scale, rows
+from lenskit.embedded.evaluation import PARTS, Scale, Subject, rows
 
 TRAINING = {"parameters": 1, "seed": 0, "log": [{"step": 25, "loss": 5.0, "seconds": 3.0}]}
 TINY = Scale(
@@ -86,6 +86,17 @@ def test_what_was_measured_once_is_not_measured_again(folder, monkeypatch):
     assert [row["what"] for row in found["rows"]] == ["unsteered"]
     with pytest.raises(ZeroDivisionError):
         run(folder, monkeypatch, only="unsteered", seed=1)
+
+
+def test_only_concepts_that_the_model_was_trained_on_are_asked_for(folder, tmp_path):
+    subject = Subject(folder, tmp_path / "work", TINY)
+    assert len(subject.grammar.entries) == 512
+    (folder / "training.json").write_text(json.dumps(TRAINING | {"concepts": 10}))
+    few = Subject(folder, tmp_path / "work", TINY)
+    assert len(few.grammar.entries) == 10
+    assert {(c.concept_class, c.name) for c in few.concepts} < {
+        (entry.concept_class, entry.name) for entry in few.grammar.entries
+    }
 
 
 def test_another_seed_stands_beside(folder, monkeypatch):

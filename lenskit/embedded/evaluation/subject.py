@@ -20,6 +20,7 @@ from lenskit.capture import Capture, capture
 from lenskit.concepts import Concept
 from lenskit.embedded.grammar import Grammar, load_grammar, trained_activity
 from lenskit.embedded.measures import measured_concepts
+from lenskit.embedded.recipe import with_concepts
 from lenskit.labels import soft_labels
 from lenskit.models import load_model
 from lenskit.prompts import build_prompts
@@ -86,16 +87,18 @@ class Subject:
 
     @cached_property
     def grammar(self) -> Grammar:
-        """The embedded grammar with the activity that the model was trained on, where it says so.
+        """The embedded grammar with the concepts and the activity that the model was trained on.
 
-        That stands in the folder's ``training.json``.
+        These stand in the folder's ``training.json``, where it says so.
         """
-        grammar, file = load_grammar(), self.folder / "training.json"
-        told = json.loads(file.read_text()).get("activity") if file.exists() else None
-        if told is None:
+        file = self.folder / "training.json"
+        told = json.loads(file.read_text()) if file.exists() else {}
+        grammar = with_concepts(load_grammar(), told.get("concepts", 0))
+        if "activity" not in told:
             return grammar
         classes = {
-            name: replace(rules, activity=told[name]) for name, rules in grammar.classes.items()
+            name: replace(rules, activity=told["activity"][name])
+            for name, rules in grammar.classes.items()
         }
         return replace(grammar, classes=classes)
 
