@@ -34,6 +34,7 @@ _UNSAID = {
     *("__firstlineno__", "__static_attributes__", "__abstractmethods__", "_abc_impl"),
     *("__dataclass_fields__", "__dataclass_params__", "__match_args__", "__slots__"),
     *("__annotate__", "__annotate_func__", "__annotations_cache__", "__parameters__"),
+    "__slotnames__",  # which a class has once it was pickled
 }
 _DEEPEST = 60
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -124,6 +125,14 @@ def test_an_object_may_say_itself_what_identifies_it():
 
     for kind in (Judge, Asked):
         assert identity(kind("a", 1)) == identity(kind("a", 2)) != identity(kind("b", 1))
+
+
+def test_a_setting_is_the_same_after_it_was_sent_to_another_process():
+    setting = Ridge()
+    before = identity(setting)
+    pickle.dumps(setting, protocol=2)
+    assert "__slotnames__" in vars(Ridge)
+    assert identity(setting) == before
 
 
 def test_learners_are_told_by_their_parameters_and_code():
