@@ -17,7 +17,7 @@ from lenskit.study.experiments.cells import Measure, quietly
 from lenskit.study.experiments.labels import NUMBERS
 from lenskit.study.experiments.result import Experiment
 from lenskit.study.experiments.run import Model, begun
-from lenskit.study.experiments.setting import Setting
+from lenskit.study.experiments.setting import Setting, given
 from lenskit.study.experiments.ways import Fitted, Way, controls
 from lenskit.study.ways import Variant
 
@@ -74,7 +74,7 @@ def cost(
 
     ``options`` as in ``tokens``; ``prompts`` are 400 by default.
     """
-    options = {"prompts": max(numbers)} | options
+    options = given(options, prompts=max(numbers))
     with begun("cost", model, concepts, options) as run:
         most = run.setting.prompts
         counts = sorted({min(number, most) for number in numbers} | {most}, reverse=True)

@@ -16,7 +16,7 @@ from lenskit.study.experiments.cells import Measure
 from lenskit.study.experiments.result import Experiment
 from lenskit.study.experiments.run import Model, Run, begun
 from lenskit.study.experiments.scores import CONCEPT, by_concept, summary
-from lenskit.study.experiments.setting import Setting
+from lenskit.study.experiments.setting import Setting, given
 from lenskit.study.experiments.ways import Fitted, Way, controls
 from lenskit.study.ways import Variant
 
@@ -42,7 +42,7 @@ def labels(
 
     ``options`` as in ``tokens``; ``prompts`` are 400 by default.
     """
-    options = {"prompts": max(numbers)} | options
+    options = given(options, prompts=max(numbers))
     with begun("labels", model, concepts, options) as run:
         # "gating or hard" is one of these two for each concept.
         left_out = {"gating or hard"} if run.setting.exact else {"gating or hard", "true activity"}

@@ -20,7 +20,7 @@ from lenskit.study.experiments.extraction import NEUTRAL, NeutralNegative
 from lenskit.study.experiments.result import Experiment
 from lenskit.study.experiments.run import Model, begun
 from lenskit.study.experiments.scores import CONCEPT, by_concept, summary
-from lenskit.study.experiments.setting import Setting
+from lenskit.study.experiments.setting import Setting, given
 from lenskit.study.experiments.ways import Fitted, Way, controls, sharing
 from lenskit.study.look import Look, looked_at, settled
 from lenskit.study.ways import CONTROLS, Variant, variants
@@ -120,7 +120,7 @@ def recipe(
     ``options`` as in ``tokens``; ``coefficients`` are in displacements where a way has these, and
     then not shared by its blocks. ValueError for a single concept.
     """
-    options = {"coefficients": COEFFICIENTS} | {k: v for k, v in options.items() if v is not None}
+    options = given(options, coefficients=COEFFICIENTS)
     with begun("recipe", model, concepts, options) as run:
         if not run.several:
             raise ValueError("one half of the concepts is searched, so give two concepts or more")

@@ -81,3 +81,8 @@ class Setting:
         own["recipe"] = asdict(self.recipe) | {"why": ""}
         del own["batch_size"]
         return identity(own)
+
+
+def given(options: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
+    """The options that are not ``None``, and an experiment's own defaults for the others."""
+    return defaults | {name: value for name, value in options.items() if value is not None}

@@ -13,6 +13,7 @@ from lenskit.prompts import build_prompts
 from lenskit.selector import select_tokens
 from lenskit.steering import steer
 from lenskit.study.experiments import labels
+from lenskit.study.experiments.setting import given
 from lenskit.vectors import fit_vectors
 
 
@@ -79,3 +80,9 @@ def test_the_displacement_cosine_is_that_of_the_means():
     assert displacement_cosine(captured, torch.ones(24)).isnan().all()
     with pytest.raises(ValueError, match="one number for each of the 24 prompts"):
         displacement_cosine(captured, torch.ones(3))
+
+
+def test_a_number_of_prompts_that_was_not_given_leaves_the_experiments_own():
+    # The command line says None for whatever is left out.
+    assert given({"prompts": None, "seed": 3}, prompts=400) == {"prompts": 400, "seed": 3}
+    assert given({"prompts": 24}, prompts=400) == {"prompts": 24}
