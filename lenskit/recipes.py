@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Literal
 
@@ -200,6 +200,8 @@ recipes: Mapping[str, Recipe] = _Recipes(
     ),
 )
 DEFAULT = recipes["default"]
+CLOSING = replace(recipes["lenskit"], token="each", blocks=INCREMENTS)
+"""The recipe "lenskit" without a look: each closing token its own vector, in all blocks."""
 
 
 def find_recipe(recipe: Recipe | str | None) -> Recipe:

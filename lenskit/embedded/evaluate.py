@@ -107,23 +107,18 @@ def shown(found: list[Row], title: str) -> Table:
     return table
 
 
-def _trained(folder: Path) -> dict[str, Any]:
-    """The numbers of a training, as far as the folder tells."""
-    file = folder / "training.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
-    return {name: value for name, value in known.items() if isinstance(value, int | float)}
-
-
-def result(
-    folder: Path, scale: Scale, seed: int, found: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
+def result(subject: Subject, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What ``evaluation.json`` holds: the table, and all that was measured for it."""
     parts = {part: own["found"] for part, own in found.items()}
     return {
-        "weights": _weights(folder),
-        "trained": _trained(folder),
-        "seed": seed,
-        "scale": asdict(scale),
+        "weights": _weights(subject.folder),
+        "trained": {
+            name: value
+            for name, value in subject.training.items()
+            if isinstance(value, int | float)
+        },
+        "seed": subject.seed,
+        "scale": asdict(subject.scale),
         "rows": [row.json() for row in rows(parts)],
         "parts": parts,
         "seconds": {part: round(own["seconds"], 1) for part, own in found.items()},
@@ -175,7 +170,7 @@ def evaluate(
             "truth «gating» and the label «true activity» are measured against; measure it there"
         )
     found = measured(subject, parts, workers, console)
-    whole = result(folder, scale, seed, found)
+    whole = result(subject, found)
     others = [json.loads(file.read_text()) for file in beside or ()]
     whole["beside"] = [
         {key: other[key] for key in ("trained", "scale", "rows")} for other in others

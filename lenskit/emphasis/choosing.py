@@ -95,39 +95,13 @@ def chosen(
     tasks: Sequence[Task],
     keep: Keeping,
     *,
+    others: Sequence[Task] = (),
     batch_size: int = 256,
 ) -> dict[str, Way]:
-    """Of each family the way with the best mean score on these tasks, the first of equals."""
-    trials = [Trial(task, "train") for task in tasks]
-    found = {}
-    for family, ways in families.items():
+    """Of each family the way with the best mean score on these tasks, the first of equals.
 
-        def make(ways: Sequence[Way] = ways) -> list[Row]:
-            rows = []
-            for place, way in enumerate(ways):
-                own = answered(model, way, trials, batch_size=batch_size)
-                score = sum(row["score"] for row in own) / len(own)
-                rows.append({"place": place, "tried": way.name, "score": score})
-            return rows
-
-        rows = keep.rows("chosen", family, make=make)
-        best = max(rows, key=lambda row: row["score"])
-        found[family] = replace(ways[best["place"]], name=family)
-    return found
-
-
-def sparing(
-    model: TransformerBridge,
-    families: Mapping[str, Sequence[Way]],
-    tasks: Sequence[Task],
-    others: Sequence[Task],
-    keep: Keeping,
-    *,
-    batch_size: int = 256,
-) -> dict[str, Way]:
-    """As ``chosen``, among the ways that lose at most ``MOST_LOST`` on the other tasks.
-
-    Where every way loses more: the one that loses least. Names end with ``SPARING``.
+    With ``others`` only ways count that lose at most ``MOST_LOST`` on these tasks to nothing done
+    (where every way loses more, the one that loses least), and names end with ``SPARING``.
     """
     wanted, spared = ([Trial(task, "train") for task in each] for each in (tasks, others))
 
@@ -135,23 +109,25 @@ def sparing(
         own = answered(model, way, trials, batch_size=batch_size)
         return sum(row["score"] for row in own) / len(own)
 
-    (plain,) = keep.rows(
-        "nothing on others", make=lambda: [{"score": mean(Way("nothing"), spared)}]
-    )
+    least = -math.inf
+    if others:
+        (plain,) = keep.rows(
+            "nothing on others", make=lambda: [{"score": mean(Way("nothing"), spared)}]
+        )
+        least = plain["score"] - MOST_LOST - 1e-9
     found = {}
     for family, ways in families.items():
 
-        def make(ways: Sequence[Way] = ways) -> list[Row]:
+        def tried(ways: Sequence[Way] = ways) -> list[Row]:
             return [
                 {"place": place, "tried": way.name, "score": mean(way, wanted)}
-                | {"on others": mean(way, spared)}
+                | ({"on others": mean(way, spared)} if others else {})
                 for place, way in enumerate(ways)
             ]
 
-        name = family + SPARING
-        rows = keep.rows("chosen", name, make=make)
-        least = plain["score"] - MOST_LOST - 1e-9
-        fit = [row for row in rows if row["on others"] >= least]
+        name = family + SPARING * bool(others)
+        rows = keep.rows("chosen", name, make=tried)
+        fit = [row for row in rows if row.get("on others", 0.0) >= least]
         best = (
             max(fit, key=lambda row: row["score"])
             if fit
@@ -247,9 +223,8 @@ def learnt_way(
     (row,) = keep.rows(own, make=make)
     bias = HeadBias(torch.tensor(row["inside"]), torch.tensor(row["outside"]))
     ways = [Way(f"{share:g} of what is learnt", _between(start, bias, share)) for share in SHARES]
-    if others:
-        return sparing(model, {OWN: ways}, kept_back, spared, keep, batch_size=batch_size)[own]
-    return chosen(model, {OWN: ways}, kept_back, keep, batch_size=batch_size)[OWN]
+    options: dict[str, Any] = {"others": spared, "batch_size": batch_size}
+    return chosen(model, {OWN: ways}, kept_back, keep, **options)[own]
 
 
 def _part(task: Task, *, kept_back: bool) -> Task:

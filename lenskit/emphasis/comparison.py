@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -21,7 +21,6 @@ from lenskit.emphasis.choosing import (
     learnt_way,
     profiled,
     projections_of,
-    sparing,
 )
 from lenskit.emphasis.distractors import distractor_span
 from lenskit.emphasis.keeping import Keeping, keeping
@@ -189,14 +188,16 @@ def all_ways(
     )
     pasta = policies[PASTA]
     assert isinstance(pasta.policy, Pasta) and pasta.heads is not None
-    options: dict[str, Any] = {"batch_size": batch_size}
-    gentle = families(order, ks, projections, every, GENTLE)
-    spared = unrelated(sizes.exercises, sizes.seed)
-    gentle = {name: gentle[name] for name in RIVALS if spared}
-    policies |= sparing(model, gentle, train, spared, keep, **options)
-    options |= {"steps": sizes.steps, "seed": sizes.seed}
-    own = learnt_way(model, train, keep, **options)
-    also = [learnt_way(model, train, keep, others=spared, **options)] if spared else []
+    learnt = partial(
+        learnt_way, model, train, keep, steps=sizes.steps, seed=sizes.seed, batch_size=batch_size
+    )
+    own = learnt()
+    also = []
+    if spared := unrelated(sizes.exercises, sizes.seed):
+        gentle = families(order, ks, projections, every, GENTLE)
+        rivals = {name: gentle[name] for name in RIVALS}
+        policies |= chosen(model, rivals, train, keep, others=spared, batch_size=batch_size)
+        also = [learnt(others=spared)]
     drawn = random_like(pasta.heads, every, number=sizes.draws, by_block=True, seed=sizes.seed)
     anywhere = random_like(pasta.heads, every, number=1, seed=sizes.seed)
     shown = partial(with_examples, model, _SHOTS, sizes.seed)
@@ -244,7 +245,9 @@ def targets(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for kind in ("", SPARING):
         known = [way + kind for way in RIVALS if (way + kind, "profiled") in wide.index]
-        for measure in ("profiled", "not profiled") if known else ():
+        if not known:
+            continue
+        for measure in ("profiled", "not profiled"):
             gained = points(PASTA + kind, measure, "difference")
             rows.append(
                 {"target": f"{PASTA}{kind}, over few-shot, {measure}", "least": 20.0}
@@ -255,7 +258,7 @@ def targets(table: pd.DataFrame) -> pd.DataFrame:
             rows.append(
                 {"target": f"{OWN}{kind}, over {best}, {measure}", "least": 5.0, "found": gained}
             )
-        for way in (PASTA + kind, OWN + kind) if known else ():
+        for way in (PASTA + kind, OWN + kind):
             lost = points(way, "unrelated", "difference")
             rows.append({"target": f"{way}, unrelated", "least": -2.0, "found": lost})
     return pd.DataFrame(rows).assign(met=lambda own: own["found"] >= own["least"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -25,7 +25,7 @@ from lenskit.emphasis.keeping import keeping
 from lenskit.emphasis.tables import DRAWS
 from lenskit.models import model_fingerprint
 from lenskit.prompts import build_prompts
-from lenskit.recipes import INCREMENTS, recipes
+from lenskit.recipes import CLOSING
 from lenskit.scoring import Interference, interference, mean_interval
 from lenskit.steering import steer
 from lenskit.study import Row, experiments
@@ -166,9 +166,8 @@ def _shows(concept: Concept, wanted: bool, question: Any, answer: str) -> bool:
 
 
 def _vectors(model: TransformerBridge, concept: Concept) -> ConceptVectors:
-    recipe = replace(recipes["lenskit"], token="each", blocks=INCREMENTS)
     captured = capture(model, build_prompts(model, concept, number=_PROMPTS), progress=False)
-    return fit_vectors(captured, recipe=recipe, model=model, progress=False)
+    return fit_vectors(captured, recipe=CLOSING, model=model, progress=False)
 
 
 def _rows(found: Interference) -> list[Row]:

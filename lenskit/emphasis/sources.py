@@ -165,8 +165,7 @@ class _Kind:
                 Way(f"as learnt, times {c:g}", vectors=own, coefficient=c, positions="answer")
                 for c in _COEFFICIENTS
             ]
-        options = {"batch_size": self.batch_size}
-        found = chosen(self.model, {name: ways}, [bare], self.keep, **options)
+        found = chosen(self.model, {name: ways}, [bare], self.keep, batch_size=self.batch_size)
         return replace(found[name], name=source)
 
     def _settings(self, vectors: Vectors, norms: Float[Tensor, " block"]) -> list[Way]:

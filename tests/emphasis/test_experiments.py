@@ -12,7 +12,7 @@ from emphasised import small_model
 
 import lenskit as lk
 from lenskit.emphasis import choosing, comparison, tables
-from lenskit.emphasis.choosing import SPARING, sparing
+from lenskit.emphasis.choosing import SPARING, chosen
 from lenskit.emphasis.comparison import FEW_SHOT, NOTHING, OWN, PASTA
 from lenskit.emphasis.keeping import keeping
 from lenskit.emphasis.oracle import Oracle
@@ -118,9 +118,9 @@ def test_a_way_that_spares_others_is_the_best_of_those_that_cost_them_next_to_no
     tasks, others = [lk.tasks.embedded("format", 1)], [lk.tasks.embedded("copy", 1)]
     with keeping("test", tmp_path, {}, progress=False) as keep:
         every = [Way("strong"), Way("gentle", lk.LogitBias(1.0))]
-        found = sparing(model, {"a": every, "b": every[:1]}, tasks, others, keep)
+        found = chosen(model, {"a": every, "b": every[:1]}, tasks, keep, others=others)
         number = len(asked)
-        sparing(model, {"a": every, "b": every[:1]}, tasks, others, keep)
+        chosen(model, {"a": every, "b": every[:1]}, tasks, keep, others=others)
     assert len(asked) == number
     rows = {name: way.name for name, way in found.items()}
     assert rows == {name: name for name in ("a" + SPARING, "b" + SPARING)}

@@ -24,7 +24,7 @@ from lenskit.embedded.recipe import with_concepts
 from lenskit.labels import soft_labels
 from lenskit.models import load_model
 from lenskit.prompts import build_prompts
-from lenskit.recipes import INCREMENTS, recipes
+from lenskit.recipes import CLOSING
 from lenskit.selector import select_tokens
 from lenskit.vectors import ConceptVectors, SoftCovariance, fit_vectors
 
@@ -86,18 +86,19 @@ class Subject:
     device: str = "cpu"
 
     @cached_property
-    def grammar(self) -> Grammar:
-        """The embedded grammar with the concepts and the activity that the model was trained on.
-
-        These stand in the folder's ``training.json``, where it says so.
-        """
+    def training(self) -> dict[str, Any]:
+        """What the folder's ``training.json`` tells; nothing where there is none."""
         file = self.folder / "training.json"
-        told = json.loads(file.read_text()) if file.exists() else {}
-        grammar = with_concepts(load_grammar(), told.get("concepts", 0))
-        if "activity" not in told:
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    @cached_property
+    def grammar(self) -> Grammar:
+        """The embedded grammar with the concepts and the activity that the model was trained on."""
+        grammar = with_concepts(load_grammar(), self.training.get("concepts", 0))
+        if "activity" not in self.training:
             return grammar
         classes = {
-            name: replace(rules, activity=told["activity"][name])
+            name: replace(rules, activity=self.training["activity"][name])
             for name, rules in grammar.classes.items()
         }
         return replace(grammar, classes=classes)
@@ -152,9 +153,10 @@ class Subject:
         """Each closing token its own vector, by increments, in displacements; kept in a file."""
 
         def made() -> ConceptVectors:
-            recipe = replace(recipes["lenskit"], token="each", blocks=INCREMENTS)
             own = self.capture(concept)
-            return fit_vectors(own, recipe=recipe, model=self.model, seed=self.seed, progress=False)
+            return fit_vectors(
+                own, recipe=CLOSING, model=self.model, seed=self.seed, progress=False
+            )
 
         return self._kept("closing vectors", concept, made)
 

@@ -68,7 +68,7 @@ class Setting:
             raise TypeError(
                 f"an experiment has no option {', '.join(unknown)}; it has {sorted(names)}"
             )
-        return cls(**{name: value for name, value in options.items() if value is not None})
+        return cls(**given(options))
 
     @property
     def exact(self) -> bool:
