@@ -196,7 +196,8 @@ def study(
             found = read_study(out, chosen)
         # Before anything is printed, which may fail.
         written = write_tables(found, out) if out and not left else []
-        show(score_table(found.compare()), *(f"wrote {path}" for path in written))
+        went = [f"where the time went: {found.time}"] if found.seconds else []
+        show(score_table(found.compare()), *went, *(f"wrote {path}" for path in written))
         if left:
             show(f"{left} of {len(chosen)} concepts are still to be done by other shards")
 

@@ -15,7 +15,7 @@ from lenskit.embedded.recipe import Recipe, Size, with_concepts
 from lenskit.embedded.train import train_and_save
 
 BLOCKS = (4, 8, 16)
-REDUCED = Recipe(steps=700, concepts=80, size=Size(d_model=128))
+REDUCED = Recipe(steps=1000, narrow_from=0.4, hidden_from=0.55, concepts=80, size=Size(d_model=128))
 
 
 def train_sizes(

@@ -17,6 +17,7 @@ from lenskit.recipes import Recipe
 from lenskit.scoring import Judge, as_verdict, grammar_judge
 from lenskit.study.bench import Workbench
 from lenskit.study.cells import Key, Row
+from lenskit.study.clock import stage
 from lenskit.study.engine import Failure, Results, failure
 from lenskit.study.identity import identity
 from lenskit.study.ways import Variant, settings_of
@@ -183,7 +184,8 @@ def answered(
     """
     rows = [row for own in planned.values() for row in own]
     try:
-        texts = generate_steered(model, rows, **options)
+        with stage("answers"):
+            texts = generate_steered(model, rows, **options)
     except Exception as error:
         if len(planned) == 1:
             return dict.fromkeys(planned, failure(error))
@@ -200,7 +202,8 @@ def judged(
     about = {"concept_class": concept.concept_class or "custom", "concept": concept.name}
     found = []
     for row, text in zip(rows, answers, strict=True):
-        verdict = as_verdict(judge(concept, str(row.question), text))
+        with stage("judge"):
+            verdict = as_verdict(judge(concept, str(row.question), text))
         said = {"coefficient": row.coefficient, "question": row.question, "answer": str(text)}
         found.append((about, said | {"score": verdict.score, "reason": verdict.reason}))
     return found

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -20,7 +21,8 @@ from lenskit.labels import find_labels
 from lenskit.prompts import PromptSet, build_prompts, with_separator
 from lenskit.recipes import INCREMENTS, Recipe
 from lenskit.selector import TokenSelection, find_tokens
-from lenskit.study.look import Look, look
+from lenskit.study.clock import stage
+from lenskit.study.look import Look, looked_at, settled
 from lenskit.study.ways import Variant
 from lenskit.vectors import LEARNERS, ConceptVectors, fit_vectors, in_blocks, split
 
@@ -39,7 +41,8 @@ class Workbench:
 
     @cached_property
     def capture(self) -> Capture:
-        return capture(self.model, self._prompts(self.prompts, "split"), progress=False)
+        with stage("capture"):
+            return capture(self.model, self._prompts(self.prompts, "split"), progress=False)
 
     def _prompts(self, number: int, layout: Literal["split", "paired"]) -> PromptSet:
         if self.statements is not None:
@@ -56,9 +59,10 @@ class Workbench:
 
     @cached_property
     def enrichment(self) -> Enrichment:
-        paired = self._prompts(min(100, self.prompts), "paired")
         tokens = self.selection("attention")
-        return enrich(self.model, paired, tokens, seed=self.seed, progress=False)
+        with stage("enrichment"):
+            paired = self._prompts(min(100, self.prompts), "paired")
+            return enrich(self.model, paired, tokens, seed=self.seed, progress=False)
 
     @cached_property
     def _vectors(self) -> dict[tuple, ConceptVectors]:
@@ -79,7 +83,8 @@ class Workbench:
             return variant
         asked = replace(variant, control="")
         if asked not in self._looks:
-            self._looks[asked] = looked(asked, [self])
+            recipe = open_recipe(asked, self.recipe)
+            self._looks[asked] = settled(recipe, [looked(asked, self)], [self.concept.name])
         recipe = self._looks[asked].recipe
         return replace(variant, token=recipe.token, blocks=recipe.blocks)
 
@@ -102,7 +107,8 @@ class Workbench:
     def steering(self, variant: Variant) -> ConceptVectors | None:
         """The variant's vectors, zero at the blocks that it leaves alone; None: not steered."""
         variant = variant if variant.still else self.settled(variant)
-        vectors = self.vectors(variant)
+        with stage("fit"):
+            vectors = self.vectors(variant)
         blocks = None if vectors is None else self.blocks(variant.blocks)
         if vectors is None or blocks is None:
             return vectors
@@ -153,9 +159,10 @@ class Workbench:
             labels = find_labels(captured, tokens, "soft")
         else:
             if variant.labels not in self._same_labels:
-                self._same_labels[variant.labels] = find_labels(
-                    captured, tokens, variant.labels, self.model
-                )
+                with stage("labels"):
+                    self._same_labels[variant.labels] = find_labels(
+                        captured, tokens, variant.labels, self.model
+                    )
             labels = self._same_labels[variant.labels]
         if variant.control == "shuffled labels":
             return _shuffled(labels, self._generator())
@@ -164,18 +171,23 @@ class Workbench:
         return labels
 
 
-def looked(variant: Variant, benches: Sequence[Workbench]) -> Look:
-    """The look that settles a variant's token and blocks, at the concepts of these benches."""
-    first = benches[0]
-    learner = variant.learner if variant.learner in LEARNERS else first.recipe.learner
-    recipe = replace(
-        first.recipe,
+def looked(variant: Variant, bench: Workbench) -> pd.DataFrame:
+    """What a look at the concept of this bench finds (``looked_at``) for what a variant leaves
+    open; several of them ``settled`` it."""
+    captured, recipe = bench.capture, open_recipe(variant, bench.recipe)
+    with stage("look"):
+        return looked_at(bench.model, captured, recipe, seed=bench.seed)
+
+
+def open_recipe(variant: Variant, recipe: Recipe) -> Recipe:
+    """The recipe with what a variant names, and with that which the variant leaves open."""
+    return replace(
+        recipe,
         token=variant.token,
         labels=variant.labels,
-        learner=learner,
+        learner=variant.learner if variant.learner in LEARNERS else recipe.learner,
         blocks=variant.blocks,
     )
-    return look(first.model, [one.capture for one in benches], recipe=recipe, seed=first.seed)
 
 
 def own_seed(concept: Concept, seed: int) -> int:

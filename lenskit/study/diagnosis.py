@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import pandas as pd
+import torch
 
 from lenskit._arguments import block_numbers
 from lenskit._display import Displayed, quoted
@@ -42,6 +43,8 @@ WORKS = 0.3
 # What the prefix must show for anything to be seen.
 WEAKEST = 0.2
 REPEATED = 0.3
+# From this cosine on two fits of a direction are taken to be one.
+_ALIKE = 0.9
 _STEPS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 _FEWER = (0.5, 1.0, 2.0)
 _QUESTIONS, _BLOCKS = 4, 4
@@ -52,7 +55,7 @@ _SAID: Mapping[str, str] = {
     "too little": "the direction is right, but it is added too weakly to show",
     "too much": "the direction is right, but it is added so strongly that the answers suffer",
     "wrong sign": "the vector steers the other way: turn its sign",
-    "wrong block": "vectors fitted anew steer elsewhere, but not in these blocks",
+    "wrong block": "vectors fitted anew steer elsewhere, but not so in these blocks",
     "wrong token": "vectors fitted anew steer in these blocks, so these directions are not the "
     "concept's: read at the wrong token, or of something else",
     "weak prefix": "the prefix itself hardly shows the concept, by this judge, so that there is "
@@ -146,7 +149,8 @@ def diagnose(
     judged; where only at negative ones, the sign. Otherwise ``prompts`` are captured and vectors
     fitted anew, of the attention-guided token and of each closing token, in the same blocks, in all
     and in some alone: where these show the concept in the same blocks the directions were wrong
-    (token), and where only in others, the blocks.
+    (token), and where only in others, the blocks. Vectors that are much the same when they are
+    fitted anew were right, so that the blocks come first where others help.
 
     ``coefficient`` and ``blocks``: those that were used; without the first only the direction is
     judged. ``judge``: by default ``likelihood_judge(model)``. ``concept``: by default that of the
@@ -214,13 +218,18 @@ def diagnose(
     reference = {
         f"token {token}, {name}": share for (token, name), share in zip(tried, shown, strict=True)
     }
-    here = [i for i, (_, name) in enumerate(tried) if name == "the same blocks"]
-    best = max(here, key=shown.__getitem__)
-    cause = "wrong token"
-    if shown[best] < enough:
-        best, cause = max(range(len(tried)), key=shown.__getitem__), "wrong block"
-    if shown[best] < enough:
+    places = dict[Cause, list[int]]({"wrong token": [], "wrong block": []})
+    for i, (_, name) in enumerate(tried):
+        places["wrong token" if name == "the same blocks" else "wrong block"].append(i)
+    own_token = fitted["each" if vectors.closing else "attention"]
+    order: list[Cause] = ["wrong token", "wrong block"]
+    if _alike(vectors, own_token, acting):
+        order.reverse()
+    bests = {cause: max(places[cause], key=shown.__getitem__) for cause in order}
+    helping = [cause for cause in order if shown[bests[cause]] >= enough]
+    if not helping:
         return Diagnosis("unknown", None, table, prompted, reference)
+    cause, best = helping[0], bests[helping[0]]
     token, name = tried[best]
     where = tuple(placed[name])
     return Diagnosis(cause, _range(curves[best]), table, prompted, reference, token, where)
@@ -279,6 +288,14 @@ class _Probe:
 
     def _shows(self, question: str, answer: str) -> float:
         return float(as_verdict(self.judge(self.concept, question, answer)).score)
+
+
+def _alike(one: ConceptVectors, other: ConceptVectors, blocks: Sequence[int]) -> bool:
+    """Whether the directions in these blocks are much the same, on average."""
+    first, second = (each.directions[list(blocks)].flatten(1).float() for each in (one, other))
+    if first.shape != second.shape:
+        return False
+    return float(torch.cosine_similarity(first, second).mean()) >= _ALIKE
 
 
 def _range(table: pd.DataFrame) -> tuple[float, float]:

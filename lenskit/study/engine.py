@@ -11,13 +11,14 @@ from __future__ import annotations
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from lenskit._progress import Bars
 from lenskit.study.cells import CellStore, Key, Row
+from lenskit.study.clock import watched
 
 Group: TypeAlias = Mapping[Key, Any]
 Results: TypeAlias = "Mapping[Key, Sequence[Row] | Failure]"
@@ -60,6 +61,14 @@ class CellsFailed(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Finished:
+    """A group's results, and the seconds that each stage of its computation took."""
+
+    results: Results
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Died:
     """A worker that ended in the middle of a group, and how."""
 
@@ -81,7 +90,7 @@ class Pool(Protocol):
     def start(self) -> Worker:
         """A further worker, in the place of one that died if there was one."""
 
-    def wait(self, busy: Sequence[Any]) -> tuple[Any, Results | Died]:
+    def wait(self, busy: Sequence[Any]) -> tuple[Any, Finished | Died]:
         """One of these workers that is done, and with what; raises what ``load`` raised."""
 
     def close(self) -> None:
@@ -104,21 +113,22 @@ class Here:
     def give(self, group: Group) -> None:
         self._group = group
 
-    def wait(self, busy: Sequence[Here]) -> tuple[Here, Results]:
+    def wait(self, busy: Sequence[Here]) -> tuple[Here, Finished]:
         return self, computed(self._compute, self._state, self._group)
 
     def close(self) -> None:
         pass
 
 
-def computed(compute: Compute, state: Any, group: Group) -> Results:
+def computed(compute: Compute, state: Any, group: Group) -> Finished:
     """``compute(state, group)``, with a ``Failure`` for every cell that has no rows."""
-    try:
-        found = compute(state, group)
-    except Exception as error:
-        found = dict.fromkeys(group, failure(error))
+    with watched() as seconds:
+        try:
+            found = compute(state, group)
+        except Exception as error:
+            found = dict.fromkeys(group, failure(error))
     missing = LookupError("nothing was returned for it")
-    return {key: found.get(key, Failure(missing)) for key in group}
+    return Finished({key: found.get(key, Failure(missing)) for key in group}, seconds)
 
 
 def failure(error: Exception) -> Failure:
@@ -135,12 +145,13 @@ def run_cells(
     score: Callable[[Sequence[Row]], float | None] = lambda rows: None,
     title: str = "cells",
     progress: bool = True,
-) -> None:
+) -> dict[str, float]:
     """Compute the cells that ``store`` does not hold, and add them to it. The pool stays open.
 
     A group that is partly there is computed for its other cells. A worker that dies gives its
     group to another; one that dies before its first group is not replaced while others live. The
-    progress shows cells done, time left, and the mean ``score`` of the cells so far.
+    progress shows cells done, time left, and the mean ``score`` of the cells so far. Returns the
+    seconds that each stage took in this run, of all workers together.
 
     Raises CellsFailed at the end where cells failed, and before it where ``MOST_ALIKE`` groups in
     a row fail for one reason; whatever ``load`` raises; and what the disk says.
@@ -153,6 +164,7 @@ def run_cells(
     ]
     failures: dict[Key, Failure] = {}
     alike: list[str] = []
+    seconds: dict[str, float] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     shown = (*columns, TimeRemainingColumn(), TextColumn("{task.fields[score]}"))
     with Bars(*shown, disable=not progress) as bar:
@@ -160,7 +172,10 @@ def run_cells(
         done = number - sum(map(len, waiting))
         task = bar.add_task(title, total=number, completed=done, score=str(mean))
         try:
-            for results in _scheduled(pool, waiting):
+            for finished in _scheduled(pool, waiting):
+                results = finished.results
+                for name, passed in finished.seconds.items():
+                    seconds[name] = seconds.get(name, 0.0) + passed
                 good = {k: rows for k, rows in results.items() if not isinstance(rows, Failure)}
                 bad = {k: one for k, one in results.items() if isinstance(one, Failure)}
                 if good:
@@ -177,9 +192,10 @@ def run_cells(
     if failures:
         left = sum(k not in store.cells and k not in failures for given in groups for k in given)
         raise CellsFailed(failures, left) from next(iter(failures.values())).error
+    return seconds
 
 
-def _scheduled(pool: Pool, groups: Sequence[Group]) -> Iterator[Results]:
+def _scheduled(pool: Pool, groups: Sequence[Group]) -> Iterator[Finished]:
     """The results of every group, as they come."""
     waiting = deque(range(len(groups)))
     deaths = [0] * len(groups)
@@ -205,7 +221,7 @@ def _scheduled(pool: Pool, groups: Sequence[Group]) -> Iterator[Results]:
             waiting.appendleft(place)
         else:
             error = RuntimeError(f"its worker died {MOST_DEATHS} times, the last {outcome.how}")
-            yield dict.fromkeys(groups[place], Failure(error))
+            yield Finished(dict.fromkeys(groups[place], Failure(error)))
 
 
 class _Mean:

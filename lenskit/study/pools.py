@@ -18,7 +18,8 @@ import torch
 from threadpoolctl import threadpool_limits
 from transformer_lens.model_bridge import TransformerBridge
 
-from lenskit.study.engine import Compute, Died, Failure, Group, Here, Pool, Results, computed
+from lenskit.study.clock import stage, watched
+from lenskit.study.engine import Compute, Died, Failure, Finished, Group, Here, Pool, computed
 
 
 class _Host:
@@ -33,18 +34,20 @@ class _Host:
 
     def run(self, group: bytes) -> bytes:
         """The results, or the exception that ``load`` raised."""
+        loading: dict[str, float] = {}
         if not self._loaded:
             load, self._compute = cloudpickle.loads(self._payload)
             try:
-                self._loaded.append(load())
+                with watched() as loading, stage("loading"):
+                    self._loaded.append(load())
             except Exception as error:
                 return cloudpickle.dumps(_portable(error))
         found = computed(self._compute, self._loaded[0], cloudpickle.loads(group))
         ready = {
             key: Failure(_portable(one.error)) if isinstance(one, Failure) else one
-            for key, one in found.items()
+            for key, one in found.results.items()
         }
-        return cloudpickle.dumps(ready)
+        return cloudpickle.dumps(Finished(ready, {**loading, **found.seconds}))
 
 
 def _portable(error: Exception) -> Exception:
@@ -56,7 +59,7 @@ def _portable(error: Exception) -> Exception:
     return error
 
 
-def _opened(data: bytes) -> Results:
+def _opened(data: bytes) -> Finished:
     found = cloudpickle.loads(data)
     if isinstance(found, Exception):
         raise found
@@ -82,7 +85,7 @@ class Process:
         except OSError:
             pass  # it is dead, as waiting for it will show
 
-    def answer(self) -> Results | Died:
+    def answer(self) -> Finished | Died:
         """What it said; it must have said something or ended."""
         try:
             data = self.pipe.recv_bytes()
@@ -123,11 +126,16 @@ class Processes:
         self.idle: list[Process] = []
 
     def start(self) -> Process:
+        # At the first all of them, since what they import takes longer than a first group may.
+        self.idle += [self._spawned() for _ in range(0 if self._workers else self.size - 1)]
+        return self._spawned()
+
+    def _spawned(self) -> Process:
         worker = Process(self._payload, self._threads, self._free.pop())
         self._workers.append(worker)
         return worker
 
-    def wait(self, busy: Sequence[Process]) -> tuple[Process, Results | Died]:
+    def wait(self, busy: Sequence[Process]) -> tuple[Process, Finished | Died]:
         # The pipe of a process that ended is ready too: at its end.
         ready = wait([worker.pipe for worker in busy])
         worker = next(worker for worker in busy if worker.pipe in ready)
@@ -184,7 +192,7 @@ class Actors:
         self._workers.append(Actor(self._kind.remote(self._payload)))
         return self._workers[-1]
 
-    def wait(self, busy: Sequence[Actor]) -> tuple[Actor, Results | Died]:
+    def wait(self, busy: Sequence[Actor]) -> tuple[Actor, Finished | Died]:
         (answer,), _ = self._ray.wait([worker.answer for worker in busy], num_returns=1)
         worker = next(worker for worker in busy if worker.answer == answer)
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,9 +17,10 @@ from lenskit.concepts import Concept
 from lenskit.models import model_fingerprint
 from lenskit.scoring import check_grammar_judge, grammar_judge
 from lenskit.study.answers import Cell, Settings, cell_key, check_concept, studied
-from lenskit.study.bench import Workbench, looked
+from lenskit.study.bench import Workbench, looked, open_recipe
 from lenskit.study.cells import SETTINGS, CellStore, Key, Row
 from lenskit.study.engine import CellsFailed, Here, Pool, Results, run_cells
+from lenskit.study.look import settled
 from lenskit.study.pools import workers_of
 from lenskit.study.study import Study
 from lenskit.study.tables import table_of
@@ -28,6 +29,7 @@ from lenskit.study.ways import Variant, warn_of_silence
 # Workers get so many groups each, so that none waits long for the last of another.
 _GROUPS_EACH = 4
 _MODEL: Key = ("model",)
+_LOOK = "look"
 # At how many concepts, and prompts of each, a study looks that settles its recipe.
 _LOOKED, _PROMPTS = 6, 64
 
@@ -167,15 +169,35 @@ class _Asked:
         pairs = ((concept, way) for concept in self.concepts for way in self.variants)
         return {cell_key(*pair): pair for pair in pairs}
 
-    def settled(self, looks: Sequence[Row]) -> _Asked:
-        """With the token and blocks that were chosen by looks."""
-        found = {Variant(**row["variant"]): (row["token"], row["blocks"]) for row in looks}
+    def looks(self) -> list[dict[Key, Cell]]:
+        """Each variant that waits for a look, and each of the concepts that are looked at."""
+        number, open_ones = len(self.concepts), self._open
+        some = [self.concepts[i * number // _LOOKED] for i in range(_LOOKED)]
+        some = some if number > _LOOKED else [*self.concepts]
+        return [{(_LOOK, *cell_key(one, way)): (one, way)} for way in open_ones for one in some]
+
+    @property
+    def _open(self) -> list[Variant]:
+        ways = (replace(way, control="") for way in self.variants if not way.settled)
+        return list(dict.fromkeys(ways))
+
+    def settled(self, cells: Mapping[Key, Sequence[Row]]) -> _Asked:
+        """With the token and blocks that are chosen by the looks among these cells."""
+        found = {}
+        for own in self._open:
+            looks = [
+                (one.name, pd.DataFrame(cells[key]))
+                for group in self.looks()
+                for key, (one, way) in group.items()
+                if way == own
+            ]
+            names, tables = zip(*looks, strict=True)
+            recipe = open_recipe(own, self.settings.recipe)
+            found[own] = settled(recipe, tables, names).recipe
 
         def chosen(way: Variant) -> Variant:
-            if replace(way, control="") not in found:
-                return way
-            token, blocks = found[replace(way, control="")]
-            return replace(way, token=token, blocks=blocks)
+            recipe = found.get(replace(way, control=""))
+            return replace(way, token=recipe.token, blocks=recipe.blocks) if recipe else way
 
         return replace(self, variants=tuple(dict.fromkeys(map(chosen, self.variants))))
 
@@ -212,11 +234,13 @@ def _run(asked: _Asked, pool: Pool, out: str | Path | None, progress: bool) -> S
     said = CellStore(None, {})
     try:
         # This process may have no model, so a worker says which one it is, and whether it will do.
-        run_cells([{_MODEL: asked}], pool, said, progress=False)
+        first = run_cells([{_MODEL: asked}], pool, said, progress=False)
     except CellsFailed as error:
         raise error.failures[_MODEL].error from None
-    about, *looks = said.cells[_MODEL]
-    asked = asked.settled(looks)
+    (about,) = said.cells[_MODEL]
+    looks = asked.looks()
+    looking = run_cells(looks, pool, said, title="look", progress=progress) if looks else {}
+    asked = asked.settled(said.cells)
     settings = {
         "model": about["model"],
         "variants": [asdict(way) for way in asked.variants],
@@ -224,9 +248,9 @@ def _run(asked: _Asked, pool: Pool, out: str | Path | None, progress: bool) -> S
     }
     store = CellStore(out, settings)
     groups = asked.groups(pool.size)
-    run_cells(groups, pool, store, score=_held_out, title="study", progress=progress)
+    spent = run_cells(groups, pool, store, score=_held_out, title="study", progress=progress)
     warn_of_silence([row for key in asked.cells for row in store.cells[key]])
-    return _study(store, list(asked.cells))
+    return replace(_study(store, list(asked.cells)), seconds=_sum(first, looking, spent))
 
 
 def _compute(settings: Settings, model: TransformerBridge, group: Mapping[Key, Any]) -> Results:
@@ -234,32 +258,25 @@ def _compute(settings: Settings, model: TransformerBridge, group: Mapping[Key, A
         asked = group[_MODEL]
         if settings.judge is grammar_judge:
             check_grammar_judge(model, asked.concepts)
-        return {_MODEL: [{"model": model_fingerprint(model)}, *_looks(asked, model)]}
+        return {_MODEL: [{"model": model_fingerprint(model)}]}
+    if all(key[0] == _LOOK for key in group):
+        return {key: _looked(settings, model, *cell) for key, cell in group.items()}
     return studied(settings, model, group)
 
 
-def _looks(asked: _Asked, model: TransformerBridge) -> Iterator[Row]:
-    """What a look at some of the concepts chooses for each variant that waits for one."""
-    settings, number = asked.settings, len(asked.concepts)
-    open_ones = dict.fromkeys(replace(way, control="") for way in asked.variants if not way.settled)
-    if not open_ones:
-        return
-    most = min(number, _LOOKED)
-    benches = [
-        Workbench(
-            model,
-            asked.concepts[i * number // most],
-            min(settings.prompts, _PROMPTS),
-            settings.seed,
-            settings.learners,
-            settings.recipe,
-            settings.statements,
-        )
-        for i in range(most)
-    ]
-    for way in open_ones:
-        recipe = looked(way, benches).recipe
-        yield {"variant": asdict(way), "token": recipe.token, "blocks": recipe.blocks}
+def _looked(
+    settings: Settings, model: TransformerBridge, concept: Concept, way: Variant
+) -> list[Row]:
+    bench = Workbench(
+        model,
+        concept,
+        min(settings.prompts, _PROMPTS),
+        settings.seed,
+        settings.learners,
+        settings.recipe,
+        settings.statements,
+    )
+    return looked(way, bench).to_dict("records")
 
 
 def _opened(out: str | Path) -> tuple[CellStore, list[Variant]]:
@@ -272,6 +289,11 @@ def _opened(out: str | Path) -> tuple[CellStore, list[Variant]]:
 
 def _study(store: CellStore, keys: Sequence[Key]) -> Study:
     return Study(table_of([row for key in keys for row in store.cells[key]]))
+
+
+def _sum(*parts: Mapping[str, float]) -> dict[str, float]:
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
 
 def _held_out(rows: Sequence[Row]) -> float | None:

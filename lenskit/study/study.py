@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import pandas as pd
@@ -17,9 +17,21 @@ KEYS = ["token", "labels", "learner", "blocks", "control"]
 
 @dataclass(frozen=True, repr=False)
 class Study(Displayed):
-    """``answers``: a tidy table with a row for each concept, variant, coefficient and question."""
+    """``answers``: a tidy table with a row for each concept, variant, coefficient and question.
+
+    ``seconds``: what each stage took of the run that made it, all its workers together; empty where
+    everything was there already.
+    """
 
     answers: pd.DataFrame
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def time(self) -> str:
+        """Where the time went, the longest stage first; empty for a study that took none."""
+        total = sum(self.seconds.values())
+        order = sorted(self.seconds.items(), key=lambda each: -each[1])
+        return ", ".join(f"{name} {own:.3g} s ({own / total:.0%})" for name, own in order if total)
 
     def _headline(self) -> str:
         return f"Study of {count(len(self.answers), 'answer')}"
@@ -36,6 +48,7 @@ class Study(Displayed):
             "questions": answers["question"].nunique(),
             "on concept": f"{score.mean():.1%} of the answers; by variant "
             + spread(answers.groupby(KEYS)["score"].mean()),
+            **({"time": self.time} if self.seconds else {}),
             "more": ".compare() the variants, .concepts one by one, .answers",
         }
 

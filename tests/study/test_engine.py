@@ -14,7 +14,7 @@ import pytest
 
 from lenskit.study import engine, pools
 from lenskit.study.cells import CellStore
-from lenskit.study.engine import CellsFailed, Died, Failure, Here, run_cells
+from lenskit.study.engine import CellsFailed, Died, Failure, Finished, Here, run_cells
 from lenskit.study.pools import Actors, Processes
 
 GROUPS = [{(f"g{i}", str(j)): (i, j) for j in range(3)} for i in range(5)]
@@ -183,7 +183,9 @@ def test_a_worker_that_cannot_even_start_is_not_replaced_while_others_live(store
 
         def wait(self, busy):
             worker = max(busy, key=lambda one: one.number)
-            return worker, work(10, worker.group) if worker.number == 0 else Died("for want")
+            return worker, Finished(work(10, worker.group)) if worker.number == 0 else Died(
+                "for want"
+            )
 
         def close(self):
             pass
