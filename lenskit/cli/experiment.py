@@ -86,7 +86,7 @@ def experiment(
                 f"--model is of no use to {name}, "
                 + ("which has --folder" if name == "sizes" else "which trains one of its own")
             )
-        named = choose(which, classes, concept_file, None, None, None, "4")
+        named = choose(which, classes, concept_file, None, None, None, "4", model)
         if name == "sizes" and named.file and named.file.judge == "likelihood":
             raise ValueError(
                 "judge = 'likelihood' needs a model that judges, and sizes has several; "

@@ -31,6 +31,7 @@ from lenskit.concepts import (
     ConceptFile,
     among,
     choose_concepts,
+    concepts,
     load_concept_file,
     read_blocks,
     read_numbers,
@@ -57,8 +58,12 @@ def choose(
     questions: list[str] | None,
     phrases: list[str] | None,
     default: str,
+    model: str = EMBEDDED,
 ) -> Chosen:
-    """The concepts of a grammar's class, of a file, or the one of ``--prefix``."""
+    """The concepts of a grammar's class, of a file, or the one of ``--prefix``.
+
+    A number of concepts is one of those that the model learnt, where that is known.
+    """
     if prefix is not None:
         if which or classes or concept_file:
             raise ValueError("--prefix is one concept, without --concepts, --class, --concept-file")
@@ -67,11 +72,26 @@ def choose(
     if questions or phrases:
         raise ValueError("--question and --phrase go with --prefix, the concept of your own")
     if concept_file is None:
+        wanted = (which or [default])[0]
+        if not classes and (wanted == "all" or wanted.isdecimal()) and of_grammar(model):
+            from lenskit.embedded.sizes import learnt_by_all
+
+            number = 0 if wanted == "all" else int(wanted) * len(concepts)
+            return Chosen(learnt_by_all([Path(model)], number))
         return Chosen(choose_concepts(which or [default], classes or ()))
     if classes:
         raise ValueError("--class is one of lenskit's own; a --concept-file has --concepts NAME")
     file = load_concept_file(concept_file)
     return Chosen([file[name] for name in which] if which else list(file.values()), None, file)
+
+
+def of_grammar(model: str) -> bool:
+    """Whether this is a model's folder, not the embedded one, that speaks the embedded grammar."""
+    if model == EMBEDDED or not Path(model).is_dir():
+        return False
+    from lenskit.embedded.sizes import speaks_grammar
+
+    return speaks_grammar(model)
 
 
 def refuse_judging_workers(named: Chosen, workers: int | None) -> None:
@@ -132,7 +152,7 @@ def study(
     also holds answers.csv and summary.csv once it is complete.
     """
     with mistakes("Run the same command again to go on." if out else ""):
-        named = choose(which, classes, concept_file, prefix, question, phrase, "12")
+        named = choose(which, classes, concept_file, prefix, question, phrase, "12", model)
         chosen = named.concepts
         own = chosen[read_shard(shard)]
         if len(own) < len(chosen) and out is None:
@@ -213,7 +233,7 @@ def judge_of(named: Chosen, phrases: Path | None, model: str) -> Callable[[Any],
         own = [one.name for one in named.concepts if one.concept_class is None]
         if own:
             raise ValueError("--prefix needs --phrase, a word that shows the concept; repeat it")
-        if model != EMBEDDED:
+        if model != EMBEDDED and not of_grammar(model):
             raise ValueError(
                 f"--model {model} is not the embedded one, so its answers are judged by phrases: "
                 "give --phrases FILE with lines such as spiders = ['web', 'eight legs'], or "

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from lenskit.concepts import Concept
-from lenskit.embedded.grammar import load_grammar
+from lenskit.embedded.grammar import load_grammar, trained_activity
 from lenskit.embedded.measures import measured_concepts
 from lenskit.embedded.recipe import Recipe, Size, with_concepts
 from lenskit.embedded.train import train_and_save
@@ -53,8 +53,8 @@ def train_sizes(
 def learnt_by_all(folders: Iterable[Path], number: int) -> list[Concept]:
     """``number`` concepts that every one of these models was trained on, evenly over the classes.
 
-    By their ``training.json``; a model without one is taken to know all. Raises ValueError for a
-    number that does not spread over the classes.
+    0 for all of them. By their ``training.json``; a model without one is taken to know all. Raises
+    ValueError for a number that does not spread over the classes.
     """
     grammar = load_grammar()
     known = [with_concepts(grammar, _learnt(folder)) for folder in folders]
@@ -67,6 +67,18 @@ def learnt_by_all(folders: Iterable[Path], number: int) -> list[Concept]:
         }
         classes[name] = replace(rules, entries=MappingProxyType(entries))
     return measured_concepts(replace(grammar, classes=MappingProxyType(classes)), number)
+
+
+def speaks_grammar(model: str | Path) -> bool:
+    """Whether this is the folder of a model that was trained as the embedded one was.
+
+    ``grammar_judge`` then knows its sentences, and ``true_activity`` its rates.
+    """
+    file = Path(model) / "training.json"
+    if not file.is_file():
+        return False
+    told = json.loads(file.read_text())
+    return not told.get("without") and told.get("activity") == trained_activity()
 
 
 def _learnt(folder: Path) -> int:
