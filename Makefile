@@ -66,8 +66,12 @@ notebooks-to: $(READY)
 tables: $(READY)
 	@set -e; export OMP_NUM_THREADS=1; for name in $(EXPERIMENTS); do \
 	    $(BIN)/lenskit experiment $$name --concepts 21 --workers $(JOBS) --out results/$$name; done
+	$(BIN)/lenskit experiment beyond-text --out results/beyond-text
+	$(BIN)/lenskit experiment sizes --concepts 3 --workers $(JOBS) --out results/sizes
+	$(BIN)/python -m benchmarks.recipes --workers $(JOBS) --work results/recipes
+	$(BIN)/python -m benchmarks.diagnosis
 	@set -e; for name in $(EMPHASIS); do $(BIN)/lenskit emphasis $$name --out results/$$name; done
-	@for name in $(EXPERIMENTS) $(EMPHASIS); do \
+	@for name in $(EXPERIMENTS) beyond-text sizes $(EMPHASIS); do \
 	    find results/$$name -maxdepth 1 \( -name '*.md' -o -name '*.csv' ! -name '*-answers.csv' \) \
 	        -exec cp {} data/results/ \; ; done
 	$(BIN)/lenskit figures

@@ -22,7 +22,7 @@ from lenskit.cli.common import (
     show,
     terminal,
 )
-from lenskit.cli.study import choose, judge_of, refuse_judging_workers
+from lenskit.cli.study import choose, counted, judge_of, refuse_judging_workers
 from lenskit.concepts import Concept, among, read_numbers
 
 if TYPE_CHECKING:
@@ -133,10 +133,10 @@ def experiment(
                 each: partial(load_model, path, device=device, check="hooks")
                 for each, path in folders.items()
             }
-            own_choice = bool(which or classes or concept_file)
+            any_will_do = concept_file is None and counted(which or ["4"], classes)
             found = experiments.sizes(
                 models,
-                named.concepts if own_choice else _learnt(folders.values(), len(named.concepts)),
+                _learnt(folders.values(), len(named.concepts)) if any_will_do else named.concepts,
                 activity=None
                 if named.file
                 else {each: experiments.trained_on(path) for each, path in folders.items()},
