@@ -101,13 +101,13 @@ def main(
     if some:
         parts.append(answered(names[0], some, True, work, workers, prompts))
     answers = pd.concat(parts, ignore_index=True)
-    rows = by_concept(answers)
+    table = summary(by_concept(answers), SCORES, reference=names[0])
     stages: dict[str, Any] = {"time": spent(work, len(chosen))}
     found = Experiment(
         "main",
         "What do the recipes reach over all concepts, and how long do they take?",
         shlex.join(["python", "-m", "benchmarks.recipes", *sys.argv[1:]]),
-        summary(rows, SCORES, reference=names[0]),
+        table.assign(control=[way if way in CONTROLS else "" for way in table["way"]]),
         names[0],
         parts={key: table for key, table in stages.items() if len(table)},
         notes=(

@@ -205,7 +205,7 @@ def saved(tmp_path_factory):
         **{"failures": failed, "failures-causes": causes},
         **{"sizes": summary, "sizes-by-block": blocks, "ablation": ablation_table()},
     }
-    for name in ("learners", "open-prefix", "where", "beyond-text", "recipe"):
+    for name in ("learners", "open-prefix", "where", "beyond-text", "recipe", "main"):
         tables[name] = tokens_table()
     for name in ("policies", "field", "sources", "heads", "composition"):
         tables[name] = tasks_table()

@@ -43,6 +43,7 @@ PROXIES = ("AUROC",)
 _ASKED = ("not profiled", "profiled")
 DRAWINGS: Mapping[str, Drawing] = MappingProxyType(
     {
+        "main": Drawing("main", ways_compared, "The recipes over every concept"),
         "tokens": Drawing("tokens", ways_compared, "Which token a concept is read from"),
         "labels": Drawing("labels", labels_by_prompts, "Which labels a vector is learnt from"),
         "learners": Drawing(
