@@ -48,7 +48,7 @@ DRAWINGS: Mapping[str, Drawing] = MappingProxyType(
         "labels": Drawing("labels", labels_by_prompts, "Which labels a vector is learnt from"),
         "learners": Drawing(
             "learners",
-            partial(ways_compared, beside=("seconds",)),
+            partial(ways_compared, beside=("seconds", "MiB")),
             "Which learner finds the direction",
         ),
         "blocks": Drawing(

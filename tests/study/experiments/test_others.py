@@ -137,7 +137,7 @@ def test_learners_stand_beside_the_ceiling_and_their_grid(model):
     found = run(learners, CONCEPTS[:1], steps=2)
     ways = set(found.table.way)
     assert {*LEARNERS, "optimised vector, one block", "rfm, bandwidth 10, scaled"} <= ways
-    assert "seconds" in found.measures
+    assert "covariance, in 4 directions" in ways and {"seconds", "MiB"} <= {*found.measures}
     cosines = found.parts["cosines"].set_index("way")
     near = cosines.loc["covariance and mean difference, block 1", "mean"]
     assert 0.5 < float(near) <= 1.0
