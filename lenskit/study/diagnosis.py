@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import pandas as pd
 import torch
@@ -15,11 +15,10 @@ from lenskit._display import Displayed, quoted
 from lenskit.attention import Heads
 from lenskit.capture import capture
 from lenskit.concepts import Concept
-from lenskit.generation import SteeringRow, generate_steered
 from lenskit.prompts import build_prompts
-from lenskit.scoring import Judge, as_verdict, likelihood_judge, repetition
-from lenskit.study.calibration import calibrate
-from lenskit.study.divergence import Unsteered, divergence, neutral_questions, unsteered
+from lenskit.scoring import Judge, likelihood_judge
+from lenskit.study.divergence import neutral_questions, unsteered
+from lenskit.study.probe import Probe
 from lenskit.vectors import ConceptVectors, fit_vectors, in_blocks
 
 if TYPE_CHECKING:
@@ -42,11 +41,8 @@ Cause: TypeAlias = Literal[
 WORKS = 0.3
 # What the prefix must show for anything to be seen.
 WEAKEST = 0.2
-REPEATED = 0.3
 # From this cosine on two fits of a direction are taken to be one.
 _ALIKE = 0.9
-_STEPS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
-_FEWER = (0.5, 1.0, 2.0)
 _QUESTIONS, _BLOCKS = 4, 4
 _TOKENS = ("attention", "each")
 
@@ -172,7 +168,7 @@ def diagnose(
         raise ValueError(f"coefficient must be finite, got {coefficient}")
     own = vectors.concept if concept is None else concept
     written = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    probe = _Probe(
+    probe = Probe(
         model,
         own,
         own.questions or neutral_questions(_QUESTIONS),
@@ -220,7 +216,7 @@ def diagnose(
     }
     places = dict[Cause, list[int]]({"wrong token": [], "wrong block": []})
     for i, (_, name) in enumerate(tried):
-        places["wrong token" if name == "the same blocks" else "wrong block"].append(i)
+        places["wrong token" if placed[name] == acting else "wrong block"].append(i)
     own_token = fitted["each" if vectors.closing else "attention"]
     order: list[Cause] = ["wrong token", "wrong block"]
     if _alike(vectors, own_token, acting):
@@ -233,61 +229,6 @@ def diagnose(
     token, name = tried[best]
     where = tuple(placed[name])
     return Diagnosis(cause, _range(curves[best]), table, prompted, reference, token, where)
-
-
-@dataclass(frozen=True)
-class _Probe:
-    """Answers over coefficients around the one that is calibrated, and what they show."""
-
-    model: TransformerBridge
-    concept: Concept
-    questions: tuple[str, ...]
-    judge: Judge
-    base: Unsteered
-    relative: bool | None
-    options: Mapping[str, Any]
-
-    def prompted(self) -> float:
-        """The share of answers that show the concept when the prefix stands before the question."""
-        rows = [SteeringRow(each, prefix=self.concept.prefix) for each in self.questions]
-        return sum(map(self._shows, self.questions, self._answers(rows))) / len(rows)
-
-    def curves(
-        self, ways: Sequence[ConceptVectors], *, given: float | None = None, both: bool = True
-    ) -> list[pd.DataFrame]:
-        """A table for each of the vectors: shares of its answers by coefficient, and divergence."""
-        moving = {"relative": self.relative, "batch_size": self.options["batch_size"]}
-        found = calibrate(self.model, list(ways), self.base, **moving)
-        tried = []
-        for each in found:
-            middle = each.coefficient if each.reached else 1.0
-            own = [middle * step for step in (_STEPS if both else _FEWER)]
-            own += [-one for one in own] if both else []
-            tried.append([*own, given] if given and given not in own else own)
-        pairs = [(i, c) for i, own in enumerate(tried) for c in sorted(own)]
-        rows = [SteeringRow(q, ways[i], c) for i, c in pairs for q in self.questions]
-        plain = self._answers([SteeringRow(each) for each in self.questions])
-        answers = iter(self._answers(rows))
-        moved = divergence(
-            self.model, self.base, [ways[i] for i, _ in pairs], [c for _, c in pairs], **moving
-        )
-        tables: list[list[dict[str, float]]] = [[] for _ in ways]
-        for (i, c), far in zip(pairs, moved.tolist(), strict=True):
-            said = [next(answers) for _ in self.questions]
-            shares: dict[str, list[float]] = {
-                "shown": [*map(self._shows, self.questions, said)],
-                "repeated": [repetition(each) > REPEATED for each in said],
-                "unchanged": [a == b for a, b in zip(said, plain, strict=True)],
-            }
-            means = {name: sum(values) / len(values) for name, values in shares.items()}
-            tables[i].append({"coefficient": c, **means, "divergence": far})
-        return [pd.DataFrame(own) for own in tables]
-
-    def _answers(self, rows: Sequence[SteeringRow]) -> list[str]:
-        return list(generate_steered(self.model, rows, relative=self.relative, **self.options))
-
-    def _shows(self, question: str, answer: str) -> float:
-        return float(as_verdict(self.judge(self.concept, question, answer)).score)
 
 
 def _alike(one: ConceptVectors, other: ConceptVectors, blocks: Sequence[int]) -> bool:

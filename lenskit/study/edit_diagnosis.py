@@ -12,7 +12,8 @@ from lenskit._arguments import whole
 from lenskit.attention import AttentionEdit, Heads, KeyPolicy, Policy, Span
 from lenskit.generation import SteeringRow, generate_steered
 from lenskit.scoring import repetition
-from lenskit.study.diagnosis import REPEATED, WORKS, Diagnosis
+from lenskit.study.diagnosis import WORKS, Diagnosis
+from lenskit.study.probe import REPEATED
 from lenskit.tasks import Task, emphasised_span
 
 if TYPE_CHECKING:

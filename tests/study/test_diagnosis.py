@@ -10,7 +10,7 @@ import torch
 from steered import random_vectors
 
 from lenskit.generation import SteeringRow
-from lenskit.study import diagnosis
+from lenskit.study import diagnosis, probe
 from lenskit.study.calibration import Calibration
 from lenskit.study.diagnosis import diagnose
 
@@ -34,11 +34,11 @@ def seen(monkeypatch):
     def calibrated(model, several, *given, **options):
         return [Calibration(1.0, 0.5)] * len(several)
 
-    monkeypatch.setattr(diagnosis, "generate_steered", shown)
+    monkeypatch.setattr(probe, "generate_steered", shown)
     monkeypatch.setattr(diagnosis, "unsteered", lambda *given, **options: None)
-    monkeypatch.setattr(diagnosis, "calibrate", calibrated)
+    monkeypatch.setattr(probe, "calibrate", calibrated)
     monkeypatch.setattr(
-        diagnosis, "divergence", lambda model, base, several, c, **o: torch.tensor(c).abs()
+        probe, "divergence", lambda model, base, several, c, **o: torch.tensor(c).abs()
     )
     return own
 
@@ -100,6 +100,30 @@ def test_what_vectors_fitted_anew_do_tells_a_wrong_token_from_a_wrong_block(seen
     seen["shows"] = only(set(), "each")
     found = said(vectors, 1.0, blocks=[2])
     assert found.cause == "unknown" and found.coefficients is None and found.blocks is None
+
+
+@pytest.mark.parametrize(
+    ("good", "cause"), [({0, 2}, "wrong block"), ({2}, "wrong token"), ({0}, "wrong block")]
+)
+def test_vectors_that_come_out_the_same_again_are_right_and_the_blocks_are_wrong(
+    seen, vectors, monkeypatch, good, cause
+):
+    def again(made, token, **options):
+        same = replace(vectors, learner=token)
+        # Nearly the same, as of another draw of prompts.
+        return replace(same, directions=same.directions + 0.01 * torch.ones(1))
+
+    monkeypatch.setattr(diagnosis, "fit_vectors", again)
+
+    def shows(row: SteeringRow) -> bool:
+        if row.vectors is None or row.vectors.learner != "each" or row.coefficient < 0.4:
+            return False
+        acting = row.vectors.directions.flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+        return len(acting) == 1 and set(acting) <= good
+
+    seen["shows"] = shows
+    found = said(vectors, 1.0, blocks=[2])
+    assert found.cause == cause and found.token == "each"
 
 
 def test_a_prefix_that_shows_nothing_is_the_cause_itself(seen, vectors):
