@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from lenskit.capture import Capture
 from lenskit.concepts import statement_prompt
-from lenskit.models import Tokens, chat_ids, in_batches, pad_left, run_plain, using
+from lenskit.models import Tokens, chat_ids, in_batches, next_logits, pad_left, using
 from lenskit.prompts import PromptSet, with_separator
 from lenskit.selector import TokenSelection
 
@@ -103,14 +102,10 @@ def _next_log_probs(
     model: TransformerBridge, tokens: Tokens, batch_size: int
 ) -> Float[Tensor, "prompt vocab"]:
     """Log-probabilities of each row's next token, float32 on the CPU."""
-    hf_model: Any = model.original_model
-    options: dict[str, Any] = {"use_cache": False}
-    if "logits_to_keep" in inspect.signature(hf_model.forward).parameters:
-        options["logits_to_keep"] = 1
     found: list[Tensor] = [torch.empty(0)] * len(tokens)
 
     def run(rows: Tensor) -> None:
-        logits = run_plain(hf_model, tokens.rows(rows).trimmed(), **options).logits[:, -1]
+        logits = next_logits(model, tokens.rows(rows))
         for row, own in zip(rows.tolist(), logits.float().log_softmax(dim=-1).cpu(), strict=True):
             found[row] = own
 

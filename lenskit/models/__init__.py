@@ -24,6 +24,7 @@ from lenskit.models.hugging_face import EMBEDDED, load_hugging_face, model_locat
 from lenskit.models.keys import HeadHooks, head_hooks
 from lenskit.models.kv_cache import cache_of
 from lenskit.models.loading import load_model, model_fingerprint, same_model
+from lenskit.models.next_tokens import next_logits
 from lenskit.models.padding import Limits, limits_of
 from lenskit.models.positions import require_positions
 from lenskit.models.reference import (
@@ -91,6 +92,7 @@ __all__ = [
     "model_fingerprint",
     "model_location",
     "model_report",
+    "next_logits",
     "pad_left",
     "paused",
     "position_ids",

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 from transformers import PreTrainedConfig
 
-from lenskit.models.check import RESID, probe_tokens
+from lenskit.models.check import RESID
 from lenskit.models.rows import NAME, Reader, Unsupported, reading
-from lenskit.models.starts import Start, common_start, left_aligned, worth_sharing
-from lenskit.models.templates import Tokens, pad_left
+from lenskit.models.starts import Start, common_start, left_aligned, probes, worth_sharing
+from lenskit.models.templates import Tokens
 from lenskit.models.use import Undo, hooked, using
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def _try(model: TransformerBridge, eager: Callable[..., None]) -> Verdict:
     dtype, _, compatibility_mode = state_of(model)
     if compatibility_mode:
         return Verdict("the model is in compatibility mode, which alters its weights and masks")
-    tokens = _probes(model).to(model.cfg.device)
+    tokens = probes(model.tokenizer).to(model.cfg.device)
     candidates, blocks = int(tokens.lengths.min()) // 2, range(model.cfg.n_layers)
     found: list[dict[tuple[str, int], Tensor]] = []
     ways = (
@@ -221,16 +221,6 @@ def _try(model: TransformerBridge, eager: Callable[..., None]) -> Verdict:
         if problem and run is not ways[-1]:
             return Verdict(problem)
     return Verdict(shares=not problem)
-
-
-def _probes(model: TransformerBridge) -> Tokens:
-    """Two prompts of different lengths that begin alike."""
-    tokens = probe_tokens(model.tokenizer)
-    rows = zip(tokens.input_ids, tokens.attention_mask.bool(), strict=True)
-    short, long = sorted((ids[real] for ids, real in rows), key=len)
-    other = torch.cat([long[: len(long) // 2], short[len(short) // 2 :]])
-    padding = 0 if model.tokenizer is None else model.tokenizer.pad_token_id
-    return pad_left([long.tolist(), other.tolist()], padding)
 
 
 def _difference(

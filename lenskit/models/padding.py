@@ -65,7 +65,7 @@ def limits_of(model: TransformerBridge) -> Limits:
 
 def limits_by_config(config: PreTrainedConfig) -> Limits:
     """The limit that the config alone sets, nothing tried."""
-    untried = tuple(f"{name} of {length}" for name, length in _windows(config))
+    untried = tuple(f"{name} of {length}" for name, length in windows(config))
     return _shortest(dict(_switches(config)), untried)
 
 
@@ -80,7 +80,7 @@ def try_limits(
     """
     ids = probe_tokens(tokenizer).input_ids[-1].tolist()
     found, untried = dict(_switches(hf_model.config)), []
-    for name, length in _windows(hf_model.config):
+    for name, length in windows(hf_model.config):
         if length > _LONGEST_PROBE:
             untried.append(f"{name} of {length}")
         elif _differs_beyond(hf_model, ids, length, tokenizer.pad_token_id):
@@ -128,7 +128,8 @@ def _switches(config: PreTrainedConfig) -> Iterator[tuple[str, int]]:
         yield "index_topk", keys
 
 
-def _windows(config: PreTrainedConfig) -> Iterator[tuple[str, int]]:
+def windows(config: PreTrainedConfig) -> Iterator[tuple[str, int]]:
+    """The entries of the config that hide tokens from attention which are so far away."""
     for name in _WINDOWS:
         length = getattr(config.get_text_config(), name, None)
         if isinstance(length, int) and length > 0:

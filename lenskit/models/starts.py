@@ -6,14 +6,18 @@ are the same, at the same positions. A causal model computes the same of them ev
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from lenskit.models.templates import Tokens
+from lenskit.models.reference import probe_tokens
+from lenskit.models.templates import Tokens, pad_left
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Fewer tokens, or a smaller share of them, are not worth a pass of their own.
 FEWEST = 8
@@ -62,6 +66,16 @@ def worth_sharing(ids: Int[Tensor, "prompt pos"], limit: int) -> int:
     """``common_start`` where running it once saves something, else 0."""
     number = common_start(ids, limit)
     return number if len(ids) > 1 and number >= max(FEWEST, SHARE * ids.shape[1]) else 0
+
+
+def probes(tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
+    """Two prompts of different lengths that begin alike, to try a model on."""
+    tokens = probe_tokens(tokenizer)
+    rows = zip(tokens.input_ids, tokens.attention_mask.bool(), strict=True)
+    short, long = sorted((ids[real] for ids, real in rows), key=len)
+    other = torch.cat([long[: len(long) // 2], short[len(short) // 2 :]])
+    padding = 0 if tokenizer is None else tokenizer.pad_token_id
+    return pad_left([long.tolist(), other.tolist()], padding)
 
 
 def batches(tokens: Tokens, batch_size: int) -> list[Int[Tensor, " row"]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import pandas as pd
@@ -41,6 +42,8 @@ Cause: TypeAlias = Literal[
 WORKS = 0.3
 # What the prefix must show for anything to be seen.
 WEAKEST = 0.2
+# A vector that shows less than this share may be in a wrong place, where another shows much more.
+PARTLY, _MUCH_MORE = 0.7, 1.5
 # From this cosine on two fits of a direction are taken to be one.
 _ALIKE = 0.9
 _QUESTIONS, _BLOCKS = 4, 4
@@ -146,7 +149,8 @@ def diagnose(
     fitted anew, of the attention-guided token and of each closing token, in the same blocks, in all
     and in some alone: where these show the concept in the same blocks the directions were wrong
     (token), and where only in others, the blocks. Vectors that are much the same when they are
-    fitted anew were right, so that the blocks come first where others help.
+    fitted anew were right, so that the blocks come first where others help. So it is too where the
+    coefficient given fails and others show the concept in part: what does much more is the cause.
 
     ``coefficient`` and ``blocks``: those that were used; without the first only the direction is
     judged. ``judge``: by default ``likelihood_judge(model)``. ``concept``: by default that of the
@@ -184,29 +188,47 @@ def diagnose(
     (table,) = probe.curves([vectors], given=coefficient)
     positive, negative = table[table["coefficient"] > 0], table[table["coefficient"] < 0]
     most, least = positive["shown"].max(), negative["shown"].max()
+    anew = partial(_anew, probe, vectors, acting, table, prompted, prompts, statements, seed)
     if most >= enough and most >= least:
         span = _range(positive)
-        return Diagnosis(_strength(coefficient, span), span, table, prompted)
+        found = Diagnosis(_strength(coefficient, span), span, table, prompted)
+        if found.cause == "works" or most >= PARTLY * prompted:
+            return found
+        # Neither the coefficient given nor any other does much: is it the place?
+        other = anew(_MUCH_MORE * most)
+        return found if other.cause == "unknown" else other
     if least >= enough:
         low, high = _range(negative.assign(coefficient=-negative["coefficient"]))
         turned = coefficient is not None and coefficient < 0
         cause = _strength(-coefficient, (low, high)) if turned and coefficient else "wrong sign"
         return Diagnosis(cause, (-high, -low), table, prompted)
+    return anew(enough)
+
+
+def _anew(
+    probe: Probe,
+    vectors: ConceptVectors,
+    acting: list[int],
+    table: pd.DataFrame,
+    prompted: float,
+    prompts: int,
+    statements: Sequence[str] | None,
+    seed: int,
+    enough: float,
+) -> Diagnosis:
+    """What vectors fitted anew tell of the token and the blocks: who shows ``enough`` helps."""
     number = prompts if statements is None else min(prompts, len(statements) // 2 * 2)
     made = capture(
-        model,
-        build_prompts(model, own, number=number, statements=statements, seed=seed),
+        probe.model,
+        build_prompts(probe.model, probe.concept, number=number, statements=statements, seed=seed),
         progress=False,
     )
     every = len(vectors)
     some = sorted({round(i * (every - 1) / max(1, _BLOCKS - 1)) for i in range(_BLOCKS)})
     placed = {"the same blocks": acting, "all blocks": list(range(every))}
     placed |= {f"block {block}": [block] for block in some}
-    tried = [(token, name) for token in ("attention", "each") for name in placed]
-    fitted = {
-        token: fit_vectors(made, token, seed=seed, progress=False)
-        for token in ("attention", "each")
-    }
+    tried = [(token, name) for token in _TOKENS for name in placed]
+    fitted = {token: fit_vectors(made, token, seed=seed, progress=False) for token in _TOKENS}
     curves = probe.curves(
         [in_blocks(fitted[token], placed[name]) for token, name in tried], both=False
     )
@@ -221,8 +243,8 @@ def diagnose(
     order: list[Cause] = ["wrong token", "wrong block"]
     if _alike(vectors, own_token, acting):
         order.reverse()
-    bests = {cause: max(places[cause], key=shown.__getitem__) for cause in order}
-    helping = [cause for cause in order if shown[bests[cause]] >= enough]
+    bests = {cause: max(places[cause], key=shown.__getitem__) for cause in order if places[cause]}
+    helping = [cause for cause in bests if shown[bests[cause]] >= enough]
     if not helping:
         return Diagnosis("unknown", None, table, prompted, reference)
     cause, best = helping[0], bests[helping[0]]
