@@ -40,7 +40,7 @@ from lenskit.study import calibrate, diagnose, neutral_questions, unsteered
 from lenskit.vectors import ConceptVectors, fit_vectors
 
 FAULTS = ("wrong token", "wrong block", "wrong sign", "too much")
-STEPS = (0.5, 1.0, 2.0)
+STEPS = (0.25, 0.5, 1.0, 2.0)
 # Of what the prefix shows: less is failing. The word of ``diagnose`` itself, on other questions.
 FAILS, TOO_MUCH = 0.3, 6.0
 TARGET = 0.9
@@ -103,7 +103,7 @@ class Planting:
         ]
 
     def curves(self, several: Sequence[ConceptVectors]) -> list[tuple[float, list[float]]]:
-        """For each the calibrated coefficient, and what half of it, it and its double show."""
+        """For each the calibrated coefficient, and what parts and multiples of it show."""
         found = calibrate(self.model, list(several), self.base, relative=True)
         middle = [each.coefficient if each.reached else 1.0 for each in found]
         ways = [(own, c * s) for own, c in zip(several, middle, strict=True) for s in STEPS]
@@ -126,7 +126,10 @@ class Planting:
             middle, shares = curves[best]
             right = own if best == 0 else alone[best - 1]
             where = every if best == 0 else (best - 1,)
-            c = middle * STEPS[int(np.argmax(shares))]
+            # The strongest of those that do best.
+            c = middle * max(
+                s for s, share in zip(STEPS, shares, strict=True) if share == max(shares)
+            )
             strong, other = self.shown([(right, TOO_MUCH * c), (turned(right), c)])
             if other < self.enough:
                 yield Case("wrong sign", turned(right), c, where)

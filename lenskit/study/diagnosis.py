@@ -44,6 +44,8 @@ WORKS = 0.3
 WEAKEST = 0.2
 # A vector that shows less than this share may be in a wrong place, where another shows much more.
 PARTLY, _MUCH_MORE = 0.7, 1.5
+# A coefficient that is so many times off the range is cause enough.
+_FAR = 3.0
 # From this cosine on two fits of a direction are taken to be one.
 _ALIKE = 0.9
 _QUESTIONS, _BLOCKS = 4, 4
@@ -150,7 +152,8 @@ def diagnose(
     and in some alone: where these show the concept in the same blocks the directions were wrong
     (token), and where only in others, the blocks. Vectors that are much the same when they are
     fitted anew were right, so that the blocks come first where others help. So it is too where the
-    coefficient given fails and others show the concept in part: what does much more is the cause.
+    coefficient given just fails and others show the concept in part: what does much more is the
+    cause.
 
     ``coefficient`` and ``blocks``: those that were used; without the first only the direction is
     judged. ``judge``: by default ``likelihood_judge(model)``. ``concept``: by default that of the
@@ -192,7 +195,8 @@ def diagnose(
     if most >= enough and most >= least:
         span = _range(positive)
         found = Diagnosis(_strength(coefficient, span), span, table, prompted)
-        if found.cause == "works" or most >= PARTLY * prompted:
+        far = coefficient is not None and not span[0] / _FAR <= coefficient <= span[1] * _FAR
+        if found.cause == "works" or most >= PARTLY * prompted or far:
             return found
         # Neither the coefficient given nor any other does much: is it the place?
         other = anew(_MUCH_MORE * most)

@@ -126,6 +126,28 @@ def test_vectors_that_come_out_the_same_again_are_right_and_the_blocks_are_wrong
     assert found.cause == cause and found.token == "each"
 
 
+@pytest.mark.parametrize(
+    ("coefficient", "share", "cause"),
+    [
+        *((1.0, 1 / 3, "wrong block"), (1.0, 1.0, "too much"), (5.0, 1 / 3, "too much")),
+        (0.3, 1 / 3, "works"),
+    ],
+)
+def test_a_concept_that_shows_in_part_is_sought_where_it_shows_much_more(
+    seen, vectors, coefficient, share, cause
+):
+    def shows(row: SteeringRow) -> bool:
+        if row.vectors is None:
+            return False
+        if row.vectors.learner != "random":  # fitted anew
+            acting = row.vectors.directions.flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+            return acting == [0]
+        return row.coefficient in (0.25, 0.3, 0.5) and QUESTIONS.index(row.question) < 3 * share
+
+    seen["shows"] = shows
+    assert said(vectors, coefficient, blocks=[2]).cause == cause
+
+
 def test_a_prefix_that_shows_nothing_is_the_cause_itself(seen, vectors):
     found = diagnose(tiny.shared_model(), vectors, 1.0, judge=lambda *given: 0.0)
     assert found.cause == "weak prefix" and found.prompted == 0 and "weak prefix" in repr(found)

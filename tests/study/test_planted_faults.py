@@ -11,7 +11,7 @@ import torch
 from scipy.stats import binomtest
 from steered import random_vectors
 
-from benchmarks.diagnosis import Planting, counted, interval, only, rightly, turned
+from benchmarks.diagnosis import STEPS, Planting, counted, interval, only, rightly, turned
 from lenskit.concepts import concepts
 from lenskit.vectors import ConceptVectors
 
@@ -34,7 +34,7 @@ class Known(Planting):
         return [self.shows(own, c) for own, c in ways]
 
     def curves(self, several):
-        return [(1.0, [self.shows(own, c) for c in (0.5, 1.0, 2.0)]) for own in several]
+        return [(1.0, [self.shows(own, c) for c in STEPS]) for own in several]
 
     class captured:
         candidates = ("a", "b")
@@ -44,7 +44,7 @@ def test_each_fault_is_planted_where_it_is_one():
     found = {case.fault: case for case in Known(None, concepts["fears"]["spiders"]).cases()}
     assert set(found) == {"wrong sign", "too much", "wrong block", "wrong token"}
     assert bool((found["wrong sign"].vectors.directions <= 0).all())
-    assert found["too much"].coefficient == 6 * 0.5
+    assert found["too much"].coefficient == 6 * 2.0
     assert found["wrong block"].blocks == (2,)
     # Both closing tokens fail, and the first of them is taken in a block that can be steered.
     assert found["wrong token"].blocks == (0,) and found["wrong token"].vectors.learner == "-1"
