@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -25,7 +24,7 @@ from rich.console import Console
 
 from lenskit.cli.experiment import experiment_table
 from lenskit.concepts import Concept, concepts, spread
-from lenskit.models import load_model
+from lenskit.models import load_model, model_fingerprint
 from lenskit.recipes import recipes
 from lenskit.study import CONTROLS, run_on_workers, variants
 from lenskit.study.experiments import Experiment
@@ -102,19 +101,24 @@ def main(
         parts.append(answered(names[0], some, True, work, workers, prompts))
     answers = pd.concat(parts, ignore_index=True)
     table = summary(by_concept(answers), SCORES, reference=names[0])
+    model = load_model(check=False)
+    parameters = sum(each.numel() for each in model.parameters())
+    told = [word for name in recipe or () for word in ("--recipe", name)]
+    told += ["--concepts", str(number)] if number else []
     stages: dict[str, Any] = {"time": spent(work, len(chosen))}
     found = Experiment(
         "main",
         "What do the recipes reach over all concepts, and how long do they take?",
-        shlex.join(["python", "-m", "benchmarks.recipes", *sys.argv[1:]]),
+        shlex.join(["python", "-m", "benchmarks.recipes", *told]),
         table.assign(control=[way if way in CONTROLS else "" for way in table["way"]]),
         names[0],
         parts={key: table for key, table in stages.items() if len(table)},
         notes=(
+            f"{model_fingerprint(model)}, {parameters / 1e6:.1f} M parameters. "
             f"{len(chosen)} concepts, controls of «{names[0]}» on {len(some)}; {prompts} prompts "
             f"each; ten coefficients, in displacements ({', '.join(map(str, DISPLACEMENTS))}) or "
             f"in mean residual norms ({', '.join(map(str, NORMS))}); five questions. Minutes are "
-            "of the whole command; stages are shares of the time of all workers.",
+            "of a study with the start of its workers; stages are shares of all their time.",
         ),
     )
     found.save(out)
