@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -108,8 +110,8 @@ def depth_by_size(
     models = list(dict.fromkeys(own["model"]))
     names = list(dict.fromkeys(own["measure"]))
     colours = model_colours(models)
-    further = [] if summary is None else list(dict.fromkeys(of_class(summary)["measure"]))
-    number = len(names) + bool(further)
+    further = {} if summary is None else _halves(of_class(summary)["measure"])
+    number = len(names) + len(further)
     columns = min(3, number)
     rows = -(-number // columns)
     figure, panels = new_figure(1.9 + 3.1 * columns, 0.5 + 2.75 * rows, rows, columns)
@@ -120,8 +122,9 @@ def depth_by_size(
         keys = lines(axes, series, "relative depth", dodge=False, colours=colours)
         axes.set_title(plain(name), fontsize=9.5)
         axes.set(xlim=(-0.03, 1.03))
-    if summary is not None and further:
-        _figures(panels[len(names)], of_class(summary, concept_class), models, further)
+    for axes, (said, part) in zip(panels[len(names) :], further.items(), strict=False):
+        _figures(axes, of_class(summary, concept_class), models, part)
+        axes.set_title(said, fontsize=9.5)
     for axes in panels[number:]:
         axes.set_axis_off()
     figure.supxlabel(
@@ -151,6 +154,15 @@ def model_colours(models: list[str]) -> dict[str, str]:
     }
 
 
+def _halves(measures: Iterable[str]) -> dict[str, list[str]]:
+    """The figures of whole models: those of answers, and those of attention and depth."""
+    found: dict[str, list[str]] = {"answers": [], "attention and depth": []}
+    for name in dict.fromkeys(measures):
+        inner = name.startswith(("gat", "depth"))
+        found["attention and depth" if inner else "answers"].append(name)
+    return {said: names for said, names in found.items() if names}
+
+
 def _figures(axes, summary: pd.DataFrame, models: list[str], names: list[str]) -> None:
     """What each model shows as a whole, over the models in their order."""
     place = {model: i for i, model in enumerate(models)}
@@ -162,6 +174,9 @@ def _figures(axes, summary: pd.DataFrame, models: list[str], names: list[str]) -
     }
     keys = lines(axes, series, "place", dodge=False)
     axes.set_xticks(range(len(models)), [plain(name) for name in models], rotation=90, fontsize=7)
-    axes.set_title("of the whole model", fontsize=9.5)
-    axes.legend(list(keys.values()), [plain(name) for name in keys], fontsize=7)
+    axes.legend(
+        list(keys.values()),
+        [plain(name) for name in keys],
+        **{"loc": "upper center", "bbox_to_anchor": (0.5, -0.3), "ncols": 2, "fontsize": 7},
+    )
     axes.axhline(0, color=GREY, linewidth=0.6)
