@@ -1,6 +1,6 @@
 """How often ``lk.diagnose`` names the fault that was planted.
 
-    python -m benchmarks.diagnosis --cases 100
+    python -m benchmarks.diagnosis
 
 Four faults are planted in one concept after the other, until each has so many cases: vectors read
 at a wrong token, added in a wrong block, with the wrong sign, or far too strongly. A case counts
@@ -213,7 +213,7 @@ def interval(right: int, number: int) -> tuple[float, float]:
 
 
 def main(
-    cases: Annotated[int, typer.Option(help="cases of each fault")] = 100,
+    cases: Annotated[int, typer.Option(help="cases of each fault")] = 25,
     model: Annotated[str, typer.Option(help="a model of the embedded grammar")] = "lenskit-mini",
     prompts: Annotated[int, typer.Option(help="prompts behind the planted vectors")] = 80,
     most: Annotated[int, typer.Option(help="concepts tried at most; 0: all")] = 0,

@@ -350,7 +350,8 @@ def test_depth_has_a_panel_for_each_measure_and_a_line_for_each_model():
     blocks, summary = sizes_tables()
     figure = rendered(figures.depth_by_size(blocks, summary))
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles[:4] == ["enrichment", "selected token", "gating AUROC", "of the whole model"]
+    assert titles[:3] == ["enrichment", "selected token", "gating AUROC"]
+    assert titles[3:5] == ["answers", "attention and depth"]
     lengths = [len(line.get_xdata()) for line in figure.axes[0].lines if len(line.get_xdata()) > 1]
     assert lengths == [4, 8]
     many = pd.concat([blocks[blocks.model == "4 blocks"].assign(model=str(i)) for i in range(12)])
