@@ -174,9 +174,10 @@ def _figures(axes, summary: pd.DataFrame, models: list[str], names: list[str]) -
     }
     keys = lines(axes, series, "place", dodge=False)
     axes.set_xticks(range(len(models)), [plain(name) for name in models], rotation=90, fontsize=7)
+    below = -0.12 - 0.026 * max(map(len, models))  # under the models' names
     axes.legend(
         list(keys.values()),
         [plain(name) for name in keys],
-        **{"loc": "upper center", "bbox_to_anchor": (0.5, -0.3), "ncols": 2, "fontsize": 7},
+        **{"loc": "upper center", "bbox_to_anchor": (0.5, below), "ncols": 2, "fontsize": 7},
     )
     axes.axhline(0, color=GREY, linewidth=0.6)
