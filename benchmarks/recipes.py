@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas as pd
 import typer
@@ -105,14 +105,14 @@ def main(
     parameters = sum(each.numel() for each in model.parameters())
     told = [word for name in recipe or () for word in ("--recipe", name)]
     told += ["--concepts", str(number)] if number else []
-    stages: dict[str, Any] = {"time": spent(work, len(chosen))}
+    taken = spent(work, len(chosen))
     found = Experiment(
         "main",
         "What do the recipes reach over all concepts, and how long do they take?",
         shlex.join(["python", "-m", "benchmarks.recipes", *told]),
         table.assign(control=[way if way in CONTROLS else "" for way in table["way"]]),
         names[0],
-        parts={key: table for key, table in stages.items() if len(table)},
+        parts={"time": taken} if len(taken) else {},
         notes=(
             f"{model_fingerprint(model)}, {parameters / 1e6:.1f} M parameters. "
             f"{len(chosen)} concepts, controls of «{names[0]}» on {len(some)}; {prompts} prompts "
@@ -123,8 +123,8 @@ def main(
     )
     found.save(out)
     Console().print(experiment_table(found))
-    if len(stages["time"]):
-        Console().print(stages["time"].round(2).to_string(index=False))
+    if len(taken):
+        Console().print(taken.round(2).to_string(index=False))
 
 
 if __name__ == "__main__":

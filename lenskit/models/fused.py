@@ -30,7 +30,7 @@ from lenskit.models.check import RESID
 from lenskit.models.rows import NAME, Reader, Unsupported, reading
 from lenskit.models.starts import Start, common_start, left_aligned, probes, worth_sharing
 from lenskit.models.templates import Tokens
-from lenskit.models.use import Undo, hooked, using
+from lenskit.models.use import Undo, has_hooks, hooked, using
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -57,8 +57,7 @@ def obstacle(model: TransformerBridge, eager: Callable[..., None]) -> str:
     dtype and device: on two left-padded prompts rows and residuals must be those of ``eager``, a
     function with the arguments of ``forward``.
     """
-    points = {id(point): point for point in model.hook_dict.values()}.values()
-    if any(point.has_hooks(including_permanent=False) for point in points):
+    if has_hooks(model):
         return "hooks are set on the model, and those inside attention would not fire"
     verdicts = _verdicts.setdefault(model, {})
     if state_of(model) not in verdicts:

@@ -17,7 +17,7 @@ from lenskit.models.padding import windows
 from lenskit.models.reference import run_plain
 from lenskit.models.starts import Start, common_start, left_aligned, probes, worth_sharing
 from lenskit.models.templates import Tokens, position_ids
-from lenskit.models.use import using
+from lenskit.models.use import has_hooks, using
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -77,8 +77,7 @@ def _last(model: TransformerBridge) -> dict[str, Any]:
 
 
 def _shares(model: TransformerBridge) -> bool:
-    points = {id(point): point for point in model.hook_dict.values()}.values()
-    if any(point.has_hooks(including_permanent=False) for point in points):
+    if has_hooks(model):
         return False
     known = _verdicts.setdefault(model, {})
     if state_of(model) not in known:

@@ -60,6 +60,12 @@ def using(model: TransformerBridge) -> Iterator[Callable[[Undo], None]]:
             _undo(uses.notes, outer)
 
 
+def has_hooks(model: TransformerBridge) -> bool:
+    """Whether anybody has set hooks on the model, other than its permanent ones."""
+    points = {id(point): point for point in model.hook_dict.values()}.values()
+    return any(point.has_hooks(including_permanent=False) for point in points)
+
+
 @contextmanager
 def hooked(
     model: TransformerBridge,
