@@ -13,7 +13,14 @@ from commanded import lenskit
 
 import lenskit as lk
 from lenskit.cli import app
-from lenskit.concepts import choose_concepts, read_blocks, read_numbers, read_shard, spread
+from lenskit.concepts import (
+    choose_concepts,
+    number_wanted,
+    read_blocks,
+    read_numbers,
+    read_shard,
+    spread,
+)
 from lenskit.scoring import phrase_judge
 from lenskit.study import Variant, demo, pools, run, run_study, score_table
 from lenskit.study.engine import Here
@@ -129,7 +136,7 @@ def test_a_folder_of_another_study_is_refused_in_one_line(small, whole):
         (["--class", "fear"], "'fear' is not a concept class; there are fears, moods"),
         (["--concepts", "fears/spider"], "'spider' is not among the 103 concepts"),
         (["--concepts", "spiders"], "'spiders' is neither a number nor a name"),
-        (["--concepts", "0"], "1 to 103 concepts to choose, not 0"),
+        (["--concepts", "0"], "a number from 1 on, all, or names, not 0"),
         (["--concepts", "3", "--concepts", "4"], "one number or names, not 3, 4"),
         (["--concepts", "fears/bees", "--class", "fears"], "--class goes with a number"),
         (["--token", "3"], "--token must be attention, each, look, or an offset such as -1"),
@@ -212,6 +219,14 @@ def test_concepts_are_spread_evenly_over_a_class():
     assert len(set(chosen)) == 60
     assert choose_concepts(["3"], ["moods", "moods"]) == spread("moods", 3)
     assert len(choose_concepts(["all"])) == 512
+    with pytest.raises(ValueError, match="1 to 103 concepts to choose, not 200"):
+        choose_concepts(["200"])
+
+
+def test_a_number_of_concepts_is_told_from_their_names():
+    assert [number_wanted(which) for which in (["3"], ["all"], ["fears/spiders"])] == [3, 0, None]
+    with pytest.raises(ValueError, match="from 1 on, all, or names, not -3"):
+        number_wanted(["-3"])
 
 
 def test_shards_numbers_and_blocks_are_read():

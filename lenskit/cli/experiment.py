@@ -22,8 +22,8 @@ from lenskit.cli.common import (
     show,
     terminal,
 )
-from lenskit.cli.study import choose, counted, judge_of, refuse_judging_workers
-from lenskit.concepts import Concept, among, read_numbers
+from lenskit.cli.study import choose, judge_of, refuse_judging_workers
+from lenskit.concepts import Concept, among, number_wanted, read_numbers
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -133,7 +133,8 @@ def experiment(
                 each: partial(load_model, path, device=device, check="hooks")
                 for each, path in folders.items()
             }
-            any_will_do = concept_file is None and counted(which or ["4"], classes)
+            named_none = not classes and number_wanted(which or ["4"]) is not None
+            any_will_do = concept_file is None and named_none
             found = experiments.sizes(
                 models,
                 _learnt(folders.values(), len(named.concepts)) if any_will_do else named.concepts,

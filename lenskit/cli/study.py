@@ -33,6 +33,7 @@ from lenskit.concepts import (
     choose_concepts,
     concepts,
     load_concept_file,
+    number_wanted,
     read_blocks,
     read_numbers,
     read_phrases,
@@ -73,21 +74,16 @@ def choose(
         raise ValueError("--question and --phrase go with --prefix, the concept of your own")
     if concept_file is None:
         wanted = which or [default]
-        if counted(wanted, classes) and of_grammar(model):
+        number = number_wanted(wanted)
+        if number is not None and not classes and of_grammar(model):
             from lenskit.embedded.sizes import learnt_by_all
 
-            number = 0 if wanted[0] == "all" else int(wanted[0]) * len(concepts)
-            return Chosen(learnt_by_all([Path(model)], number))
+            return Chosen(learnt_by_all([Path(model)], number * len(concepts)))
         return Chosen(choose_concepts(wanted, classes or ()))
     if classes:
         raise ValueError("--class is one of lenskit's own; a --concept-file has --concepts NAME")
     file = load_concept_file(concept_file)
     return Chosen([file[name] for name in which] if which else list(file.values()), None, file)
-
-
-def counted(which: list[str], classes: list[str] | None) -> bool:
-    """Whether a number of concepts of every class is wanted, whichever they are."""
-    return not classes and len(which) == 1 and (which[0] == "all" or which[0].isdecimal())
 
 
 def of_grammar(model: str) -> bool:

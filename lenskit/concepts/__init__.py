@@ -7,6 +7,7 @@ from lenskit.concepts.choices import (
     TOKENS,
     among,
     choose_concepts,
+    number_wanted,
     read_blocks,
     read_numbers,
     read_phrases,
@@ -27,6 +28,7 @@ from lenskit.concepts.published import load_concept_folder
 
 __all__ = [
     "choose_concepts",
+    "number_wanted",
     "read_blocks",
     "read_numbers",
     "read_phrases",

@@ -22,14 +22,25 @@ def spread(name: str, number: int | None) -> list[Concept]:
     return [members[i * len(members) // number] for i in range(number)]
 
 
+def number_wanted(which: Sequence[str]) -> int | None:
+    """How many concepts of every class are wanted, 0 for "all"; None where they are named."""
+    counts = [one for one in which if one == "all" or one.lstrip("-").isdecimal()]
+    if not counts:
+        return None
+    if len(which) > 1:
+        raise ValueError(f"--concepts takes one number or names, not {', '.join(which)}")
+    number = 0 if counts[0] == "all" else int(counts[0])
+    if number < 1 and counts[0] != "all":
+        raise ValueError(f"--concepts takes a number from 1 on, all, or names, not {counts[0]}")
+    return number
+
+
 def choose_concepts(which: Sequence[str], classes: Sequence[str] = ()) -> list[Concept]:
     """From a number for each class, "all", or names such as "fears/spiders"."""
-    counts = [one for one in which if one == "all" or one.lstrip("-").isdecimal()]
-    if counts and len(which) > 1:
-        raise ValueError(f"--concepts takes one number or names, not {', '.join(which)}")
-    if counts:
-        number = None if counts[0] == "all" else int(counts[0])
-        return [one for name in dict.fromkeys(classes or concepts) for one in spread(name, number)]
+    number = number_wanted(which)
+    if number is not None:
+        names = dict.fromkeys(classes or concepts)
+        return [one for name in names for one in spread(name, number or None)]
     if classes:
         raise ValueError("--class goes with a number of concepts, not with their names")
     chosen = {}
