@@ -140,9 +140,8 @@ def _losses(
     with hooked(model, hooks):
         copies = copies.to(model.cfg.device)
         logits = model(copies.input_ids, attention_mask=copies.attention_mask, use_cache=False)
-    target = copies.input_ids[:, 1:].to(logits.device)
-    loss = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), target, reduction="none"
-    )
-    asked = wanted[:, 1:].repeat(times, 1).to(loss)
-    return (loss * asked).view(times, -1).sum(dim=1) / asked.view(times, -1).sum(dim=1)
+    asked = wanted[:, 1:].repeat(times, 1).to(logits.device)
+    said = copies.input_ids[:, 1:].to(logits.device)[asked]
+    # Every copy asks for as many tokens, so that the mean over them is each block's own.
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1][asked].float(), said, reduction="none")
+    return loss.view(times, -1).mean(dim=1)
