@@ -58,6 +58,7 @@ def blocks_by_number(
         raise ValueError("the table has no way that steers some of the blocks; give that of blocks")
     number = 2 + (ranking is not None and len(ranking) > 0)
     figure, panels = new_figure(3.5 * number + 0.6, 4.6, 1, number)
+    panels[1].sharey(panels[0])  # before anything is drawn: both then show all of it
     parts = (
         ({name: rows for name, rows in placed.items() if len(rows)}, _PLACED, "chosen how"),
         (scores, None, "top k by which score"),
@@ -77,7 +78,6 @@ def blocks_by_number(
             bbox_to_anchor=(0.5, -0.2),
             ncols=2,
         )
-    panels[1].sharey(panels[0])
     panels[0].set_ylabel(f"{plain(measure)} (mean, 95 % interval)")
     if ranking is not None and len(ranking):
         rows = of_class(ranking, concept_class)
