@@ -17,38 +17,19 @@ from lenskit.study.cells import Row
 from lenskit.study.experiments.bench import Bench
 from lenskit.study.experiments.cells import Measure, made_by, steering_row
 from lenskit.study.experiments.extraction import NEUTRAL, NeutralNegative
+from lenskit.study.experiments.looked import look_of
 from lenskit.study.experiments.result import Experiment
 from lenskit.study.experiments.run import Model, begun
 from lenskit.study.experiments.scores import CONCEPT, by_concept, summary
 from lenskit.study.experiments.setting import Setting, given
 from lenskit.study.experiments.ways import Fitted, Way, controls, sharing
-from lenskit.study.look import Look, looked_at, settled
+from lenskit.study.look import Look
 from lenskit.study.ways import CONTROLS, Variant, variants
 
 OWN = "lenskit"
 FEW = 16
 # Those of a look are among them.
 COEFFICIENTS = (0.15, 0.3, 0.5, 1.0, 1.25, 1.5, 2.0, 3.0)
-
-
-@dataclass(frozen=True)
-class Looked:
-    """What each way to add the concept leaves of the divergence from the prefixed model."""
-
-    recipe: Recipe
-
-    def __call__(self, bench: Bench, setting: Setting) -> Sequence[Row]:
-        table = looked_at(
-            bench.model,
-            bench.of(self.recipe).capture,
-            self.recipe,
-            batch_size=setting.batch_size,
-            seed=setting.seed,
-        )
-        return [
-            row | {"divergence": row["divergence"] if math.isfinite(row["divergence"]) else None}
-            for row in table.to_dict("records")
-        ]
 
 
 @dataclass(frozen=True)
@@ -125,8 +106,7 @@ def recipe(
         if not run.several:
             raise ValueError("one half of the concepts is searched, so give two concepts or more")
         search, report = (replace(run, concepts=half) for half in halves(run.concepts))
-        known = recipes["lenskit"]
-        found = _look(search.measured(Measure("look", Looked(known))), known)
+        found = look_of(search, recipes["lenskit"])
         middle = str(run.shape.blocks // 2)
         ways = [*_ways(found, middle, min(few, run.setting.prompts))]
         own = _variant(found.recipe)
@@ -167,12 +147,6 @@ def halves(concepts: Sequence[Concept]) -> tuple[tuple[Concept, ...], tuple[Conc
         for i, concept in enumerate(own):
             parts[(place + i) % 2].append(concept)
     return tuple(parts[0]), tuple(parts[1])
-
-
-def _look(rows: pd.DataFrame, known: Recipe) -> Look:
-    tables = [own for _, own in rows.groupby(CONCEPT, sort=False)]
-    names = rows["concept"].drop_duplicates().tolist()
-    return settled(known, [table.astype({"divergence": float}) for table in tables], names)
 
 
 def _variant(recipe: Recipe) -> Variant:

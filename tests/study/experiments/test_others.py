@@ -158,7 +158,10 @@ def test_failing_concepts_are_told_with_the_judges_reasons():
 def test_cost_counts_passes_and_seconds():
     found = run(cost, CONCEPTS[:1], numbers=(8, 24))
     own = found.table[found.table.measure == "forward passes"].set_index("way")["mean"]
-    assert own["covariance, 8 prompts"] == 8 and own["ridge, 24 prompts"] == 24
+    assert own["covariance, 8 prompts"] == 8 and own["paper, 24 prompts"] == 24
+    # Half of the prompts have the prefix, and are run with it and without it for the labels.
+    assert own["lenskit, 24 prompts"] == 24 + 2 * 12
+    assert "Looked at 1 concept: " in found.notes[-1]
     seconds = found.table[found.table.measure == "seconds"]["mean"]
     assert (seconds > 0).all()
 
