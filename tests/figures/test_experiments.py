@@ -343,6 +343,10 @@ def test_causes_are_framed_where_they_are_right():
         *(("works", "as it should be"), ("wrong sign", "wrong sign"), ("too much", "too much"))
     ]
     assert axes.images[0].get_array()[0, names.index("unknown")] == 0.25
+    # Rows of single classes have fewer concepts, which are not those of the picture.
+    fewer = table.assign(concept_class="fears", concepts=1)
+    with_classes = figures.causes_named(causes, pd.concat([table, fewer]))
+    assert with_classes.axes[0].get_title("left") == axes.get_title("left")
     assert "too much 0 %" in figure.alt
 
 

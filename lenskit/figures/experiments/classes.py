@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lenskit.figures.experiments.marks import beside, points, rows_named, zero
-from lenskit.figures.experiments.tables import need, number_of
+from lenskit.figures.experiments.tables import need, number_of, of_class
 from lenskit.figures.studies import REASONS
 from lenskit.figures.style import BLUE, GREY, INK, PALE, new_figure, plain, styled
 
@@ -83,7 +83,8 @@ def causes_named(
     names = list(dict.fromkeys([*expected[faults], *causes["cause"]]))
     shares = causes.pivot_table(index="way", columns="cause", values="share", aggfunc="sum")
     shares = shares.reindex(index=faults, columns=names).fillna(0.0).to_numpy()
-    beside = table is not None and "named rightly" in set(table["measure"])
+    every = None if table is None else of_class(table)
+    beside = every is not None and "named rightly" in set(every["measure"])
     figure, panels = new_figure(
         2.6 + 0.62 * len(names) + 2.6 * beside,
         1.9 + 0.4 * len(faults),
@@ -103,10 +104,10 @@ def causes_named(
         panels[0].add_patch(_frame(names.index(expected[fault]), row))
     panels[0].set_xticks(range(len(names)), [plain(n) for n in names], rotation=40, ha="right")
     rows_named(panels[0], faults)
-    counted = "" if table is None else f" (n = {number_of(table)} {unit})"
+    counted = "" if every is None else f" (n = {number_of(every)} {unit})"
     panels[0].set_title(f"cause named, %{counted}", fontsize=10)
-    if table is not None and beside:
-        own = table[(table["measure"] == "named rightly") & (table["concept_class"] == "all")]
+    if every is not None and beside:
+        own = every[every["measure"] == "named rightly"]
         points(panels[1], own, faults, [BLUE] * len(faults), by="way")
         panels[1].set(xlim=(-0.03, 1.03), xlabel="named rightly (95 % interval)")
         panels[1].grid(axis="y", color=PALE, linewidth=0.5)
