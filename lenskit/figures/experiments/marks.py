@@ -139,12 +139,16 @@ def lines(
 
 
 def doubling(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis with a tick at each of these values, in figures."""
+    """A logarithmic axis with a tick at each of these values that has room for its figures."""
     axes.set_xscale("log")
     own = sorted(set(values))
-    axes.xaxis.set_major_locator(FixedLocator(own))
+    apart: list[float] = []
+    for value in own:
+        if not apart or value > 1.4 * apart[-1]:
+            apart.append(value)
+    axes.xaxis.set_major_locator(FixedLocator(apart))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(own, [f"{value:g}" for value in own])
+    axes.set_xticks(apart, [f"{value:g}" for value in apart])
     # A single value would have no width.
     axes.set_xlim(own[0] / 1.25, own[-1] * 1.25)
 
