@@ -133,11 +133,10 @@ def experiment(
                 each: partial(load_model, path, device=device, check="hooks")
                 for each, path in folders.items()
             }
-            named_none = not classes and number_wanted(which or ["4"]) is not None
-            any_will_do = concept_file is None and named_none
+            named_some = concept_file or classes or number_wanted(which or ["4"]) is None
             found = experiments.sizes(
                 models,
-                _learnt(folders.values(), len(named.concepts)) if any_will_do else named.concepts,
+                named.concepts if named_some else _learnt(folders.values(), len(named.concepts)),
                 activity=None
                 if named.file
                 else {each: experiments.trained_on(path) for each, path in folders.items()},

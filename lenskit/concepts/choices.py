@@ -29,8 +29,10 @@ def number_wanted(which: Sequence[str]) -> int | None:
         return None
     if len(which) > 1:
         raise ValueError(f"--concepts takes one number or names, not {', '.join(which)}")
-    number = 0 if counts[0] == "all" else int(counts[0])
-    if number < 1 and counts[0] != "all":
+    if counts[0] == "all":
+        return 0
+    number = int(counts[0])
+    if number < 1:
         raise ValueError(f"--concepts takes a number from 1 on, all, or names, not {counts[0]}")
     return number
 

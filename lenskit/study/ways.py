@@ -99,6 +99,11 @@ def variants(
     return (*combined, *(replace(combined[0], control=_control(control)) for control in own))
 
 
+def variant_of(recipe: Recipe | str) -> Variant:
+    """The one way that a recipe names, without controls."""
+    return variants(recipe, controls=())[0]
+
+
 def settings_of(variants: Iterable[Variant] | Variant | None, options: Mapping[str, Any]) -> tuple:
     """Variants and options of a study as they are run: the recipe's where they are not given.
 

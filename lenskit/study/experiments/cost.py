@@ -22,7 +22,7 @@ from lenskit.study.experiments.result import Experiment
 from lenskit.study.experiments.run import Model, begun
 from lenskit.study.experiments.setting import Setting, given
 from lenskit.study.experiments.ways import Fitted, Way, controls
-from lenskit.study.ways import Variant, variants
+from lenskit.study.ways import Variant, variant_of
 
 LOOKED = 5
 _DEFAULT = Variant()
@@ -117,7 +117,7 @@ def _recipes(looked: Recipe) -> Iterator[tuple[str, Variant, Recipe | None]]:
     for name, variant in _OF_THE_DEFAULT.items():
         yield name, variant, None
     for recipe in (recipes["paper"], looked):
-        yield recipe.name, variants(recipe, controls=())[0], recipe
+        yield recipe.name, variant_of(recipe), recipe
 
 
 def _passes_of_labels(variant: Variant, bench: Bench) -> int:

@@ -24,7 +24,7 @@ from lenskit.study.experiments.scores import CONCEPT, by_concept, summary
 from lenskit.study.experiments.setting import Setting, given
 from lenskit.study.experiments.ways import Fitted, Way, controls, sharing
 from lenskit.study.look import Look
-from lenskit.study.ways import CONTROLS, Variant, variants
+from lenskit.study.ways import CONTROLS, Variant, variant_of
 
 OWN = "lenskit"
 FEW = 16
@@ -109,7 +109,7 @@ def recipe(
         found = look_of(search, recipes["lenskit"])
         middle = str(run.shape.blocks // 2)
         ways = [*_ways(found, middle, min(few, run.setting.prompts))]
-        own = _variant(found.recipe)
+        own = variant_of(found.recipe)
         beside = controls(own, several=True, recipe=found.recipe)
         everything = [*ways, *beside]
         searched = by_concept(search.answers(everything))
@@ -149,14 +149,10 @@ def halves(concepts: Sequence[Concept]) -> tuple[tuple[Concept, ...], tuple[Conc
     return tuple(parts[0]), tuple(parts[1])
 
 
-def _variant(recipe: Recipe) -> Variant:
-    return variants(recipe, controls=())[0]
-
-
 def _ways(found: Look, middle: str, few: int) -> Iterable[Way]:
     """The recipes, and the settled one with one part removed at a time."""
     chosen = found.recipe
-    own = _variant(chosen)
+    own = variant_of(chosen)
 
     def columns(variant: Variant, of: Recipe = chosen) -> dict[str, str]:
         told = {"recipe": of.name, "token": variant.token, "labels": variant.labels}
@@ -167,7 +163,7 @@ def _ways(found: Look, middle: str, few: int) -> Iterable[Way]:
 
     yield made(OWN, own)
     for name in ("paper", "default"):
-        yield made(name, _variant(recipes[name]), recipes[name])
+        yield made(name, variant_of(recipes[name]), recipes[name])
     yield made(f"{OWN}, a look at each concept", replace(own, token="look", blocks="look"))
     for labels in ("hard", "gating or hard"):
         yield made(f"{OWN}, {labels} labels", replace(own, labels=labels))
